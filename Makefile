@@ -1,0 +1,60 @@
+# Two commands need no other step: `make quickstart` and `make test`. Each sets up .venv the first time only.
+# pip takes torch 2.13.0 (constraints.txt) from wherever it is configured to look; on Linux the default build brings
+# several GB of CUDA. For the CPU build, point pip at PyTorch's CPU index first (PIP_EXTRA_INDEX_URL or pip.conf).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/quickstart
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PYTHONUTF8 = 1
+
+.PHONY: help quickstart demo test lint format browser install clean
+help:
+	@echo "make quickstart  diagnose, SFT, GRPO and report on the embedded data and model (minutes, no GPU needed)"
+	@echo "make demo        ask the models of RUN=$(RUN) in a browser"
+	@echo "make test        ruff, pyright and pytest;  make lint  without pytest;  make format  rewrites"
+	@echo "make clean       remove caches and builds (not $(VENV), not runs/)"
+
+install: $(VENV)/.installed
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) must be \
+	Python 3.11 or newer; name another with: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) has no venv module; \
+	on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "installing into $(VENV), once; this takes a few minutes"
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# --overwrite replaces a run of ours in that directory, and nothing else.
+quickstart: $(VENV)/.installed
+	$(BIN)/lite-medrl run examples/quickstart.yaml --output_dir runs/quickstart --overwrite
+
+demo: $(VENV)/.installed
+	$(BIN)/lite-medrl demo $(RUN)
+
+test: lint browser
+	$(BIN)/pytest -q
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The demo's test opens a real browser. Root on Debian gets one here; elsewhere the test is skipped (under CI it fails).
+browser: $(VENV)/.installed
+	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing chromium for the browser test"; export DEBIAN_FRONTEND=noninteractive; \
+		{ timeout 300 apt-get update -qq && timeout 900 apt-get install -y -qq chromium; } >/dev/null \
+			|| echo "chromium could not be installed; the browser test cannot run"; \
+	else echo "no chromium here: the browser test will be skipped"; fi
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find lite_medrl kernels tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

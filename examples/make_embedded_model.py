@@ -1,0 +1,470 @@
+"""Makes lite_medrl/model/embedded: a 6 M parameter LLaVA that looks and speaks but does not know the tasks.
+
+It learns from two things only: captions of the embedded pack's training images, and instruction data that this script
+makes up (coloured shapes, small stories), which teaches the chat format, the think/answer tags and how to pick an
+option. It never sees a medical question. Tower: Segformer (its overlapping convolutions learn from 1,000 images where a
+plain ViT does not), warmed up on the words and places of the captions; text model: Qwen3. Run
+`python examples/make_embedded_model.py --minutes 60`; it resumes from its folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    SegformerConfig,
+)
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from lite_medrl.data.prompts import question_text
+
+PACK = Path(__file__).parents[1] / "lite_medrl" / "data" / "embedded"
+OUT = Path(__file__).parents[1] / "lite_medrl" / "model" / "embedded"
+SIZE, CELL = 96, 16  # pixels of the model's image; pixels of one image token
+TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
+SPECIALS = ["<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<image>"]
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>\n' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '<|end|>' }}{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n<|assistant|>\n' }}{% endif %}"
+)
+SHORT = "think , then answer ."  # the instruction the embedded model is used to
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One made-up or caption example: an image, what the user says, what the model should say."""
+
+    pixels: np.ndarray  # uint8 [SIZE, SIZE, 3]
+    user: str
+    assistant: str
+
+
+# --- instruction data that this script makes up -------------------------------------------------------------------
+COLOURS = {
+    "red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 230), "yellow": (235, 220, 50),
+    "purple": (150, 60, 190), "orange": (245, 150, 30), "pink": (250, 150, 190), "grey": (130, 130, 130),
+}  # fmt: skip
+SHAPES = ["circle", "square", "triangle", "cross", "ring", "star", "diamond", "bar"]
+NUMBERS = ["one", "two", "three", "four", "five", "six"]
+ANIMALS = ["cat", "dog", "horse", "fox", "owl", "goat", "bear", "duck", "frog", "mouse"]
+PLACES = ["river", "house", "garden", "bridge", "tower", "forest", "market", "harbour", "mill", "barn"]
+FRUITS = ["apple", "pear", "plum", "melon", "grape", "lemon", "fig", "cherry"]
+
+
+def draw_shape(draw: ImageDraw.ImageDraw, shape: str, colour: tuple[int, int, int], x: int, y: int, r: int) -> None:
+    """Draws one filled shape of radius r around (x, y)."""
+    box = (x - r, y - r, x + r, y + r)
+    polygons = {
+        "triangle": [(x, y - r), (x - r, y + r), (x + r, y + r)],
+        "diamond": [(x, y - r), (x + r, y), (x, y + r), (x - r, y)],
+        "star": [
+            (x + (r if i % 2 == 0 else r * 0.42) * np.sin(i * np.pi / 5),
+             y - (r if i % 2 == 0 else r * 0.42) * np.cos(i * np.pi / 5))
+            for i in range(10)
+        ],
+    }  # fmt: skip
+    if shape == "circle":
+        draw.ellipse(box, fill=colour)
+    elif shape == "ring":
+        draw.ellipse(box, outline=colour, width=max(2, r // 3))
+    elif shape == "square":
+        draw.rectangle(box, fill=colour)
+    elif shape == "bar":
+        draw.rectangle((x - r, y - r // 3, x + r, y + r // 3), fill=colour)
+    elif shape == "cross":
+        draw.rectangle((x - r, y - r // 4, x + r, y + r // 4), fill=colour)
+        draw.rectangle((x - r // 4, y - r, x + r // 4, y + r), fill=colour)
+    else:
+        draw.polygon(polygons[shape], fill=colour)
+
+
+def canvas(rng: random.Random) -> Image.Image:
+    """A noisy background of random brightness."""
+    noise = np.random.default_rng(rng.getrandbits(32)).normal(rng.randint(0, 200), rng.randint(0, 25), (SIZE, SIZE, 1))
+    return Image.fromarray(np.broadcast_to(noise.clip(0, 255), (SIZE, SIZE, 3)).astype(np.uint8).copy())
+
+
+def choose(rng: random.Random, answer: str, pool: list[str]) -> list[str]:
+    """Two to five shuffled options that hold the answer."""
+    others = rng.sample([word for word in pool if word != answer], rng.randint(1, min(4, len(pool) - 1)))
+    return rng.sample([answer, *others], len(others) + 1)
+
+
+def ask(rng: random.Random, image: Image.Image, question: str, thought: str, answer: str, options: list[str]) -> Turn:
+    """A question in the chat format with tags."""
+    user = question_text(question, options, rng.choice([SHORT, SHORT, SHORT, ""]))
+    return Turn(np.asarray(image), user, f"<think> {thought} </think><answer> {answer} </answer>")
+
+
+def shapes_turn(rng: random.Random) -> Turn:
+    """One question about coloured shapes: colour, shape, the boxed one, how many, present or not."""
+    image = canvas(rng)
+    draw = ImageDraw.Draw(image)
+    count = rng.randint(1, 4)
+    cells = rng.sample([(x, y) for x in (16, 48, 80) for y in (16, 48, 80)], count)
+    shapes, colours = rng.sample(SHAPES, count), rng.sample(list(COLOURS), count)
+    for shape, colour, (x, y) in zip(shapes, colours, cells, strict=True):
+        draw_shape(draw, shape, COLOURS[colour], x, y, rng.randint(8, 13))
+    which = rng.randrange(count)
+    kind = rng.choice(["colour", "shape", "boxed", "boxed", "boxed", "count", "present", "which"])
+    shape, colour, (x, y) = shapes[which], colours[which], cells[which]
+    if kind == "boxed":
+        draw.rectangle((x - 15, y - 15, x + 15, y + 15), outline=(255, 220, 0), width=rng.choice([1, 2]))
+        question = rng.choice([
+            "which shape is inside the yellow box ?", "what does the box mark ?", "name the shape in the yellow box .",
+            "what is in the box ?",
+        ])
+        return ask(rng, image, question, f"the box shows a {shape} .", shape, choose(rng, shape, SHAPES))
+    if kind == "colour":
+        question = rng.choice([f"what colour is the {shape} ?", f"which colour has the {shape} ?"])
+        return ask(rng, image, question, f"the {shape} is {colour} .", colour, choose(rng, colour, list(COLOURS)))
+    if kind == "shape":
+        question = rng.choice([f"which shape is {colour} ?", f"what is the {colour} shape ?"])
+        return ask(rng, image, question, f"the {colour} shape is a {shape} .", shape, choose(rng, shape, SHAPES))
+    if kind == "count":
+        answer = NUMBERS[count - 1]
+        return ask(rng, image, rng.choice(["how many shapes are there ?", "count the shapes ."]), f"there are {answer} .", answer, choose(rng, answer, NUMBERS))
+    if kind == "which":
+        options = choose(rng, shape, [shape, *(s for s in SHAPES if s not in shapes)])
+        return ask(rng, image, rng.choice(["which of these is visible ?", "which of these can be seen ?"]), f"the image shows a {shape} .", shape, options)
+    seen = rng.random() < 0.5
+    shape = shape if seen else rng.choice([s for s in SHAPES if s not in shapes])
+    thought = f"a {shape} can be seen ." if seen else f"no {shape} can be seen ."
+    options = rng.sample(["yes", "no"], 2)
+    question = rng.choice([f"is there a {shape} ?", f"can you see a {shape} ?", f"is a {shape} visible ?"])
+    return ask(rng, image, question, thought, "yes" if seen else "no", options)
+
+
+def story_turn(rng: random.Random, image: Image.Image) -> Turn:
+    """One question that the text itself answers, so that reading and choosing are learnt apart from looking."""
+    animals, places = rng.sample(ANIMALS, 3), rng.sample(PLACES, 3)
+    story = " ".join(f"the {a} is at the {p} ." for a, p in zip(animals, places, strict=True))
+    i = rng.randrange(3)
+    if rng.random() < 0.5:
+        question = f"{story} where is the {animals[i]} ?"
+        thought, answer, pool = f"the {animals[i]} is at the {places[i]} .", places[i], PLACES
+    else:
+        question = f"{story} who is at the {places[i]} ?"
+        thought, answer, pool = f"the {animals[i]} is at the {places[i]} .", animals[i], ANIMALS
+    return ask(rng, image, question, thought, answer, choose(rng, answer, pool))
+
+
+# --- captions of the training images ------------------------------------------------------------------------------
+def training_images() -> list[tuple[np.ndarray, dict]]:
+    """Decoded training images of the pack with their rows; never a question."""
+    rows = [json.loads(line) for line in (PACK / "images.jsonl").read_text().splitlines()]
+    with zipfile.ZipFile(PACK / "images.zip") as pack:
+        return [
+            (np.asarray(Image.open(pack.open(row["file"])).convert("RGB").resize((SIZE, SIZE), Image.BICUBIC)), row)
+            for row in rows
+            if row["split"] == "train"
+        ]
+
+
+def where(x: float, y: float) -> str:
+    """A place in the image, in the captions' words; x and y are fractions."""
+    dx, dy = x - 0.5, y - 0.5
+    if max(abs(dx), abs(dy)) < 0.1:
+        return "in the centre"
+    if abs(dx) >= abs(dy):
+        return "on the image left" if dx < 0 else "on the image right"
+    return "at the top" if dy < 0 else "at the bottom"
+
+
+def compact_organs(row: dict) -> dict[str, list[float]]:
+    """Organs of a slice whose centre surely lies inside them, with that centre: those that fill most of their box."""
+    if row["facts"].get("crop"):
+        return {}
+    return {
+        name: organ["at"]
+        for name, organ in row["facts"].get("organs", {}).items()
+        if organ["area"] > 0.5 * (organ["box"][2] - organ["box"][0]) * (organ["box"][3] - organ["box"][1]) > 0.001
+    }
+
+
+def marked_turn(rng: random.Random, pixels: np.ndarray, row: dict, organs: dict[str, list[float]]) -> Turn:
+    """A caption with a marker that this script draws on a structure of the slice."""
+    name = rng.choice(list(organs))
+    x, y = (organs[name][0] * SIZE + rng.uniform(-2, 2), organs[name][1] * SIZE + rng.uniform(-2, 2))
+    radius, shape = rng.uniform(3.5, 7.5), rng.choice(["circle", "box"])
+    rows, cols = np.mgrid[0:SIZE, 0:SIZE]
+    far = np.hypot(cols - x, rows - y) if shape == "circle" else np.maximum(abs(cols - x), abs(rows - y))
+    marked = pixels.copy()
+    marked[(far >= radius) & (far < radius + 1.8)] = (255, 220, 0)
+    place = where(*organs[name])
+    return Turn(marked, rng.choice(DESCRIBE), f"the yellow {shape} marks the {name} {place} .")
+
+
+DESCRIBE = ["describe the image .", "what does the image show ?"]
+
+
+def caption_turn(rng: random.Random, pixels: np.ndarray, row: dict) -> Turn:
+    """Describe the image: its caption with sentences in any order, or one thing that is in it, or a marked one."""
+    facts, chance = row["facts"], rng.random()
+    if chance < 0.35 and "marker" not in facts and (organs := compact_organs(row)):
+        return marked_turn(rng, pixels, row, organs)
+    if chance < 0.6 and facts.get("organs") and "marker" not in facts:
+        names = rng.sample(list(facts["organs"]), min(len(facts["organs"]), rng.randint(1, 4)))
+        said = " ".join(f"the {name} is {where(*facts['organs'][name]['at'])} ." for name in names)
+        return Turn(pixels, rng.choice(["say what is where .", "name things in the image ."]), said)
+    sentences = [s.strip() + " ." for s in row["caption"].split(".") if s.strip()]
+    rng.shuffle(sentences)
+    return Turn(pixels, rng.choice(DESCRIBE), " ".join(sentences))
+
+
+def turns(rng: random.Random, images: list[tuple[np.ndarray, dict]], caption_frac: float) -> Iterator[Turn]:
+    """An endless mixture of captions and made-up instructions."""
+    while True:
+        pixels, row = rng.choice(images)
+        if rng.random() < caption_frac:
+            yield caption_turn(rng, pixels, row)
+        elif rng.random() < 0.75:
+            yield shapes_turn(rng)
+        else:
+            yield story_turn(rng, Image.fromarray(pixels))
+
+
+# Everyday words that the tokenizer should not have to spell.
+WORDS = """which what where who how many is are was the a an of in on at to by for from with and or not no yes this that
+these image picture shown show see seen visible name count say used used part side body patient organ structure slice
+area largest lies cut cuts main kind type view height level colour tissue there you can does do it has have"""
+
+
+# --- tokenizer, processor, model ----------------------------------------------------------------------------------
+def make_processor(images: list[tuple[np.ndarray, dict]], vocab_size: int = 1400) -> LlavaProcessor:
+    """Byte-level BPE learnt from captions and made-up text, in a stock LlavaProcessor."""
+    rng = random.Random(0)
+    source = turns(rng, images, 0.5)
+    text = [part for turn in (next(source) for _ in range(4000)) for part in (turn.user, turn.assistant)]
+    text += [" ".join(["", *WORDS.split()])] * 50
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(text, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False))
+    bpe.add_special_tokens([AddedToken(t, special=True) for t in SPECIALS])
+    bpe.add_tokens([AddedToken(t, special=False, normalized=False, lstrip=t.startswith("</")) for t in TAGS])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|end|>", padding_side="left",
+        extra_special_tokens={"image_token": "<image>"}, model_max_length=512,
+    )  # fmt: skip
+    size = {"height": SIZE, "width": SIZE}
+    return LlavaProcessor(
+        image_processor=SiglipImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3),
+        tokenizer=tokenizer, patch_size=CELL, vision_feature_select_strategy="full", chat_template=TEMPLATE,
+        image_token="<image>",
+    )  # fmt: skip
+
+
+def make_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
+    """Random weights: Segformer tower (2.0 M), two-layer projector, Qwen3 text model (3.4 M)."""
+    tokenizer = processor.tokenizer
+    text = Qwen3Config(
+        vocab_size=-(-len(tokenizer) // 64) * 64, hidden_size=256, intermediate_size=768, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=512,
+        tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )  # fmt: skip
+    vision = SegformerConfig(
+        num_encoder_blocks=3, depths=[2, 2, 3], sr_ratios=[4, 2, 1], hidden_sizes=[48, 96, 192], patch_sizes=[7, 3, 3],
+        strides=[4, 2, 2], num_attention_heads=[1, 2, 4], mlp_ratios=[4, 4, 4], hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, drop_path_rate=0.0, reshape_last_stage=False, hidden_size=192,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1, vision_feature_select_strategy="full", image_seq_length=(SIZE // CELL) ** 2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlavaForConditionalGeneration(config)
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+def augment(pixels_BHWC: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+    """Small shift, contrast, brightness and noise; returns float [B, 3, SIZE, SIZE] normalised to [-1, 1]."""
+    x = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
+    out = torch.empty_like(x)
+    padded = torch.nn.functional.pad(x, (6, 6, 6, 6), mode="reflect")
+    for b in range(len(x)):
+        dy, dx = rng.integers(0, 13, 2)
+        out[b] = padded[b, :, dy : dy + SIZE, dx : dx + SIZE]
+    scale = torch.from_numpy(rng.uniform(0.8, 1.25, (len(x), 1, 1, 1))).float()
+    shift = torch.from_numpy(rng.uniform(-0.15, 0.15, (len(x), 1, 1, 1))).float()
+    return (out * scale + shift + torch.randn(out.shape) * 0.02).clamp(-1, 1)
+
+
+def encode(processor: LlavaProcessor, batch: list[Turn], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """Right-padded model inputs; only the assistant's tokens carry labels."""
+    tokenizer, cells = processor.tokenizer, (SIZE // CELL) ** 2
+    rows, labels = [], []
+    for turn in batch:
+        prompt = f"<|user|>\n{'<image>' * cells}\n{turn.user}<|end|>\n<|assistant|>\n"
+        head, tail = tokenizer(prompt)["input_ids"], tokenizer(turn.assistant + "<|end|>")["input_ids"]
+        rows.append(head + tail)
+        labels.append([-100] * len(head) + tail)
+    width = max(map(len, rows))
+    pad = tokenizer.pad_token_id
+    return {
+        "input_ids": torch.tensor([r + [pad] * (width - len(r)) for r in rows]),
+        "attention_mask": torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows]),
+        "labels": torch.tensor([r + [-100] * (width - len(r)) for r in labels]),
+        "pixel_values": augment(np.stack([turn.pixels for turn in batch]), rng),
+    }
+
+
+def learning_rate(frac: float, peak: float = 1.5e-3) -> float:
+    """Short warm-up, then cosine to a tenth; frac is the share of the time that is used up."""
+    return peak * min(1.0, frac / 0.03) * (0.55 + 0.45 * np.cos(np.pi * min(1.0, frac)))
+
+
+class Sight(torch.nn.Module):
+    """Two throw-away heads on the tower: which words the caption has, and which structures each cell shows."""
+
+    def __init__(self, tower: torch.nn.Module, words: int, structures: int) -> None:
+        super().__init__()
+        self.tower, self.norm = tower, torch.nn.LayerNorm(192)
+        self.word_head, self.cell_head = torch.nn.Linear(192, words), torch.nn.Linear(192, structures)
+        for head in (self.word_head, self.cell_head):
+            torch.nn.init.constant_(head.bias, -3.0)
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, words] and [B, cells, structures]."""
+        states = self.norm(self.tower(pixels, output_hidden_states=True).hidden_states[-1])
+        return self.word_head(states.mean(1)), self.cell_head(states)
+
+
+def sight_labels(rows: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Caption words [B, words], structures of each cell [B, cells, structures], and which rows have the latter [B]."""
+    words = sorted({word for row in rows for word in row["caption"].split()})
+    names = sorted({name for row in rows for name in row["facts"].get("organs", {})})
+    side = SIZE // CELL
+    centre, half = (np.arange(side) + 0.5) / side, 0.5 / side
+    said = np.array([[word in row["caption"].split() for word in words] for row in rows], np.float32)
+    cells = np.zeros((len(rows), side * side, len(names)), np.float32)
+    for i, row in enumerate(rows):
+        for name, organ in row["facts"].get("organs", {}).items():
+            x0, y0, x1, y1 = organ["box"]
+            down, across = (centre > y0 - half) & (centre < y1 + half), (centre > x0 - half) & (centre < x1 + half)
+            cells[i, :, names.index(name)] = np.outer(down, across).ravel()
+    return said, cells, np.array(["organs" in row["facts"] for row in rows])
+
+
+def warm_tower(folder: Path, minutes: float, batch_size: int = 32) -> None:
+    """Trains the tower alone on the words and places behind the captions; writes tower.pt; skipped when that exists."""
+    if (folder / "tower.pt").exists():
+        return
+    images = training_images()
+    said, cells, placed = sight_labels([row for _, row in images])
+    pixels = np.stack([p for p, _ in images])
+    torch.manual_seed(0)
+    sight = Sight(make_model(make_processor(images)).model.vision_tower, said.shape[1], cells.shape[2]).train()
+    optimiser = torch.optim.AdamW(sight.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
+    entropy, rng, start, step, losses = torch.nn.functional.binary_cross_entropy_with_logits, np.random.default_rng(0), time.time(), 0, []
+    while (spent := time.time() - start) < minutes * 60:
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(spent / (minutes * 60), 1.5e-3)
+        chosen = rng.choice(len(images), batch_size)
+        word_logits, cell_logits = sight(augment(pixels[chosen], rng))
+        loss = entropy(word_logits, torch.from_numpy(said[chosen]))
+        if placed[chosen].any():
+            has = torch.from_numpy(placed[chosen])
+            loss = loss + 2 * entropy(cell_logits[has], torch.from_numpy(cells[chosen])[has])
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        step += 1
+        if step % 50 == 0:
+            print(f"tower {spent / 60:6.1f} min  step {step}  loss {np.mean(losses[-50:]):.3f}", flush=True)
+    torch.save(sight.tower.state_dict(), folder / "tower.pt")
+
+
+def train(
+    folder: Path, output: Path, minutes: float, batch_size: int, caption_frac: float, seed: int = 0
+) -> None:
+    """Trains until the minutes are used up; every 3 minutes writes a state from which the same call goes on."""
+    images = training_images()
+    processor = make_processor(images)
+    model = make_model(processor).train()
+    model.model.vision_tower.load_state_dict(torch.load(folder / "tower.pt", weights_only=True))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
+    spent, step, state = 0.0, 0, folder / "state.pt"
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        spent, step = saved["spent"], saved["step"]
+    rng, noise = random.Random(seed + step), np.random.default_rng(seed + step)
+    torch.manual_seed(seed + step)
+    source = turns(rng, images, caption_frac)
+    start, saved_at, losses = time.time() - spent, time.time(), []
+    while (spent := time.time() - start) < minutes * 60:
+        batch = encode(processor, [next(source) for _ in range(batch_size)], noise)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(spent / (minutes * 60))
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        step += 1
+        if step % 50 == 0:
+            print(f"{spent / 60:6.1f} min  step {step}  loss {np.mean(losses[-50:]):.3f}", flush=True)
+        if time.time() - saved_at > 180:
+            save_state(state, model, optimiser, spent, step)
+            saved_at = time.time()
+    save_state(state, model, optimiser, spent, step)
+    export(output, model, processor)
+
+
+def save_state(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, spent: float, step: int) -> None:
+    """Written beside and renamed, so that a stop in the middle leaves the last whole state."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    payload = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "spent": spent, "step": step}
+    torch.save(payload, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def export(folder: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    """fp16 safetensors, processor and generation config, as from_pretrained wants them."""
+    model = model.to(torch.float16)
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output_dir", type=Path, default=OUT)
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/embedded-model"), help="states to resume from")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of which a sixth warms up the tower")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--caption_frac", type=float, default=0.6)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    warm_tower(args.work_dir, args.minutes / 6)
+    train(args.work_dir, args.output_dir, args.minutes * 5 / 6, args.batch_size, args.caption_frac)

@@ -1,0 +1,195 @@
+"""The door of every op: arguments are checked, and one implementation is chosen and logged.
+
+All implementations share both, so that each refuses the same calls with the same sentence.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Collection
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+WINDOW_LOSSES = ("dapo", "cispo", "vespo")  # divided by the trained tokens of one accumulation window
+LOSS_TYPES = (*CLIPPED_LOSSES, "cispo", "sapo", "vespo")
+IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
+IMPORTANCE_SAMPLING_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+IMPLS = ("auto", "reference", "triton")
+
+logger = logging.getLogger("medrl_kernels")
+
+
+@functools.cache
+def choose_impl(op: str, impl: str, device_type: str) -> str:
+    """Name of the implementation that runs `op`; decided and logged once per op, request and kind of device.
+
+    ValueError for an unknown name, NotImplementedError for one that does not exist yet.
+    """
+    check_choice("impl", impl, IMPLS)
+    if impl == "triton":
+        raise NotImplementedError(f"{op} has no Triton kernel yet: use impl='auto' or impl='reference'")
+    logger.info("%s on %s: reference implementation (impl=%r)", op, device_type, impl)
+    return "reference"
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with `message` unless `condition` holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
+    """ValueError unless `value` is one of `allowed`."""
+    require(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def check_interval(name: str, value: float | None, low: float, high: float = math.inf) -> None:
+    """ValueError unless `value` is None or a finite number of [low, high]."""
+    inside = value is None or (low <= value <= high and math.isfinite(value))
+    require(inside, f"{name} must be finite and in [{low}, {high}], got {value}")
+
+
+def check_positive(name: str, value: float | None) -> None:
+    """ValueError unless `value` is None or a finite number above 0."""
+    require(value is None or 0 < value < math.inf, f"{name} must be finite and above 0, got {value}")
+
+
+def check_tensor(
+    name: str, tensor: Tensor, dims: int, device: torch.device, *, integer: bool = False
+) -> None:
+    """ValueError unless the tensor has `dims` dimensions, lies on `device` and is floating (or int32,
+    int64)."""
+    require(tensor.dim() == dims, f"{name} must have {dims} dimension(s), got shape {tuple(tensor.shape)}")
+    require(tensor.device == device, f"{name} is on {tensor.device}, the others are on {device}")
+    fits = tensor.dtype in (torch.int32, torch.int64) if integer else tensor.is_floating_point()
+    require(fits, f"{name} must be {'int32 or int64' if integer else 'floating point'}, got {tensor.dtype}")
+
+
+def check_length(name: str, tensor: Tensor, length: int, of_what: str) -> None:
+    """ValueError unless the flat tensor has `length` entries."""
+    require(len(tensor) == length, f"{name} must have one entry per {of_what} ({length}), got {len(tensor)}")
+
+
+def check_range(name: str, index: Tensor, bound: int, allowed: str) -> None:
+    """ValueError unless every index lies in [0, bound)."""
+    if index.numel():
+        low, high = int(index.min()), int(index.max())
+        require(low >= 0 and high < bound, f"{name} must lie in {allowed}, got values from {low} to {high}")
+
+
+def check_grouped_logp(call: SimpleNamespace) -> None:
+    """ValueError unless the arguments of a `grouped_logp` call fit together."""
+    hidden_SD, weight_VD = call.hidden_SD, call.weight_VD
+    check_tensor("hidden_SD", hidden_SD, 2, hidden_SD.device)
+    check_tensor("weight_VD", weight_VD, 2, hidden_SD.device)
+    states, vocabulary = len(hidden_SD), len(weight_VD)
+    shapes = f"hidden_SD is {tuple(hidden_SD.shape)}, weight_VD is {tuple(weight_VD.shape)}"
+    require(hidden_SD.shape[1] == weight_VD.shape[1], f"D must agree: {shapes}")
+    require(vocabulary > 0, f"the vocabulary is empty: {shapes}")
+    if call.bias_V is not None:
+        check_tensor("bias_V", call.bias_V, 1, hidden_SD.device)
+        check_length("bias_V", call.bias_V, vocabulary, "vocabulary entry")
+    check_targets(call.target_N, call.source_N, states, vocabulary, hidden_SD.device)
+    check_positive("temperature", call.temperature)
+    check_positive("abs(logit_scale)", abs(call.logit_scale))
+    check_positive("softcap", call.softcap)
+    check_interval("filter_eps", call.filter_eps, 0, 1)
+    require(call.chunk_size >= 1, f"chunk_size must be at least 1, got {call.chunk_size}")
+
+
+def check_targets(
+    target_N: Tensor, source_N: Tensor | None, states: int, vocabulary: int, device: torch.device
+) -> None:
+    """ValueError unless targets lie in the vocabulary (or are -100) and sources among the states."""
+    check_tensor("target_N", target_N, 1, device, integer=True)
+    real = target_N[target_N != IGNORE_INDEX]
+    check_range("target_N", real, vocabulary, f"[0, {vocabulary}) or be {IGNORE_INDEX}")
+    if source_N is None:
+        check_length("target_N without source_N", target_N, states, "state")
+        return
+    check_tensor("source_N", source_N, 1, device, integer=True)
+    check_length("source_N", source_N, len(target_N), "target")
+    check_range("source_N", source_N, states, f"[0, {states})")
+
+
+def check_grpo_loss(call: SimpleNamespace) -> None:
+    """ValueError unless the arguments of a `grpo_loss` call fit together."""
+    check_choice("loss_type", call.loss_type, LOSS_TYPES)
+    check_choice("importance_sampling_level", call.importance_sampling_level, IMPORTANCE_SAMPLING_LEVELS)
+    check_choice("importance_sampling_mode", call.importance_sampling_mode, IMPORTANCE_SAMPLING_MODES)
+    check_packed(call)
+    check_bounds(call)
+    check_needs(call)
+    check_counts(call)
+
+
+def check_packed(call: SimpleNamespace) -> None:
+    """ValueError unless the tensors are flat, on one device and as long as the completions say."""
+    device = call.logp_N.device
+    check_tensor("logp_N", call.logp_N, 1, device)
+    check_tensor("length_B", call.length_B, 1, device, integer=True)
+    tokens, completions = len(call.logp_N), len(call.length_B)
+    require(completions > 0, "length_B is empty: there is no completion")
+    require(int(call.length_B.min()) >= 0, f"length_B must not be negative, got {int(call.length_B.min())}")
+    total = int(call.length_B.sum())
+    require(total == tokens, f"length_B adds up to {total}, but logp_N has {tokens} entries")
+    for name in ("old_logp_N", "advantage_N", "ref_logp_N", "sampling_logp_N", "entropy_N"):
+        if (tensor := getattr(call, name)) is not None:
+            check_tensor(name, tensor, 1, device)
+            check_length(name, tensor, tokens, "trained token")
+    given = [name for name in ("advantage_B", "advantage_N") if getattr(call, name) is not None]
+    require(len(given) == 1, f"give one of advantage_B and advantage_N, got {given}")
+    if call.advantage_B is not None:
+        check_tensor("advantage_B", call.advantage_B, 1, device)
+        check_length("advantage_B", call.advantage_B, completions, "completion")
+
+
+def check_bounds(call: SimpleNamespace) -> None:
+    """ValueError unless every number lies where its formula makes sense."""
+    check_interval("epsilon", call.epsilon, 0)
+    check_interval("epsilon_high", call.epsilon_high, 0)
+    check_interval("top_entropy_quantile", call.top_entropy_quantile, 0, 1)
+    check_positive("delta", call.delta)
+    check_positive("sapo_temperature_pos", call.sapo_temperature_pos)
+    check_positive("sapo_temperature_neg", call.sapo_temperature_neg)
+    for name in (
+        "beta",
+        "entropy_coef",
+        *(f"vespo_{x}_{sign}" for x in ("k", "lambda") for sign in ("pos", "neg")),
+    ):
+        check_interval(name, getattr(call, name), -math.inf)
+
+
+def check_needs(call: SimpleNamespace) -> None:
+    """ValueError if an option is switched on that the loss type lacks, or whose tensor is missing."""
+    if call.loss_type not in CLIPPED_LOSSES:
+        require(call.delta is None, f"{call.loss_type} has no delta, got {call.delta}: leave it None")
+    mode = call.importance_sampling_mode
+    if call.loss_type == "vespo" and call.importance_sampling_correction:
+        require(mode.startswith("token"), f"vespo needs a token_* importance_sampling_mode, got {mode!r}")
+    for switched_on, option, tensor in (
+        (call.beta != 0, f"beta={call.beta}", "ref_logp_N"),
+        (call.entropy_coef != 0, f"entropy_coef={call.entropy_coef}", "entropy_N"),
+        (call.top_entropy_quantile < 1, f"top_entropy_quantile={call.top_entropy_quantile}", "entropy_N"),
+        (call.importance_sampling_correction, "importance_sampling_correction", "sampling_logp_N"),
+    ):
+        require(not switched_on or getattr(call, tensor) is not None, f"{option} needs {tensor}, got None")
+
+
+def check_counts(call: SimpleNamespace) -> None:
+    """ValueError unless the reduction of the loss type knows what to divide by."""
+    names = ("num_processes", "gradient_accumulation_steps", "steps_per_generation")
+    for name in names:
+        require(getattr(call, name) >= 1, f"{name} must be at least 1, got {getattr(call, name)}")
+    if call.loss_type == "dr_grpo":
+        given = call.max_completion_length
+        require(given is not None and given >= 1, f"dr_grpo needs max_completion_length >= 1, got {given}")
+    if call.loss_type in WINDOW_LOSSES and call.num_items_in_batch is None:
+        alone = all(getattr(call, name) == 1 for name in names)
+        require(alone, f"{call.loss_type} over several steps or processes needs num_items_in_batch, got None")

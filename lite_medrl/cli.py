@@ -1,0 +1,218 @@
+"""The command lite-medrl: it reads arguments, calls one function of tools/, and prints what comes back.
+
+With --json the result is the only thing on stdout. Exit codes: 0 done, 2 bad input, 3 out of memory, 4 loss
+or gradient not finite, 130 interrupted. Torch and its kin load only once a verb needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from lite_medrl.types import DataError, ModelError, RecipeError
+
+# Read by the libraries when they are imported; a value that the user has set stays.
+ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+BAD_INPUT, OUT_OF_MEMORY, NOT_FINITE, INTERRUPTED = 2, 3, 4, 130
+
+Show = Callable[[Any, str], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code (argparse itself exits with 2 on arguments that it cannot read)."""
+    args = parse(argv)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("lite_medrl").setLevel(logging.INFO)
+    # It advises a download from a hub: of a CPU kernel without backward pass, which the loader keeps out.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    try:
+        with results_only(args.json) as out:
+
+            def show(result: Any, text: str) -> None:
+                print(json.dumps(result) if args.json else text, file=out, flush=True)
+
+            return args.verb(args, show) or 0
+    except (RecipeError, DataError, ModelError) as error:
+        return complain(str(error), BAD_INPUT)
+    except FloatingPointError as error:
+        return complain(f"numbers that are not finite: {error}", NOT_FINITE)
+    except KeyboardInterrupt:
+        return complain("interrupted", INTERRUPTED)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        advice = "lower grpo.per_device_train_batch_size, diagnose.batch_size or model.max_image_tokens"
+        return complain(f"out of memory: {error}\n{advice}", OUT_OF_MEMORY)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments of one verb; recipe overrides may stand anywhere after `run`, as key=value or --key=value."""
+    parser = make_parser()
+    args, rest = parser.parse_known_args(argv)
+    strangers = [word for word in rest if args.verb is not run or "=" not in word]
+    if strangers:
+        hint = "; set a value of the recipe by key=value: grpo.max_steps=10" if args.verb is run else ""
+        parser.error(f"cannot use {' '.join(strangers)}{hint}")
+    if args.verb is run:
+        args.overrides += rest
+    return args
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The verbs and their flags."""
+    parser = argparse.ArgumentParser(
+        "lite-medrl", description=first_line(sys.modules["lite_medrl"]), allow_abbrev=False
+    )
+    parser.add_argument("--version", action=Version, nargs=0, help="print the version")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def verb(
+        function: Callable[[argparse.Namespace, Show], int | None], name: str
+    ) -> argparse.ArgumentParser:
+        added = verbs.add_parser(
+            name, help=first_line(function), description=first_line(function), allow_abbrev=False
+        )
+        added.add_argument(
+            "--json", action="store_true", help="print the result as JSON on stdout, the rest on stderr"
+        )
+        added.set_defaults(verb=function)
+        return added
+
+    one = verb(run, "run")
+    one.add_argument("recipe", help="YAML file, see examples/")
+    one.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="values over the recipe's: grpo.max_steps=10"
+    )
+    one.add_argument(
+        "-o", "--output_dir", "--output-dir", type=Path, metavar="DIR", help="default: runs/NAME_OF_RECIPE"
+    )
+    one.add_argument("--dry-run", "--dry_run", action="store_true", help="print the resolved recipe and stop")
+    again = one.add_mutually_exclusive_group()
+    again.add_argument("--overwrite", action="store_true", help="replace an earlier run in DIR (only a run)")
+    again.add_argument("--resume", action="store_true", help="go on with the run in DIR")
+    two = verb(demo, "demo")
+    two.add_argument("run_dir", type=Path, metavar="RUN", help="output directory of a run")
+    two.add_argument("--port", type=int, help="default: the first free one from 7860")
+    three = verb(data, "data")
+    three.add_argument("what", choices=["list", "inspect"], help="list the sources, or count and check one")
+    three.add_argument("source", nargs="?", default="embedded", help='"embedded" (default) or a .jsonl file')
+    verb(doctor, "doctor")
+    return parser
+
+
+def run(args: argparse.Namespace, show: Show) -> None:
+    """Diagnose, bridge by SFT where support is weak, sharpen by GRPO, and report."""
+    from lite_medrl.recipe import load_recipe, to_yaml
+
+    resolved = load_recipe(args.recipe, args.overrides)
+    if args.dry_run:
+        result = {"recipe": resolved.recipe.model_dump(), "origins": dict(resolved.origins)}
+        show(result, to_yaml(resolved).rstrip())
+        return
+    from lite_medrl.tools import pipeline
+
+    where = args.output_dir or Path("runs") / Path(args.recipe).stem
+    results = pipeline.run(resolved, output_dir=where, overwrite=args.overwrite, resume=args.resume)
+    show(results, f"{table(results)}\nreport: {where / 'report.html'}\ntry it: lite-medrl demo {where}")
+
+
+def demo(args: argparse.Namespace, show: Show) -> None:
+    """Ask the models of a run in the browser, their answers side by side."""
+    from lite_medrl.tools import demo as page
+
+    if not args.json:
+        page.launch(args.run_dir, args.port)
+        return
+    with page.serve(page.Comparison.open(args.run_dir), args.port) as url, suppress(KeyboardInterrupt):
+        show({"run": str(args.run_dir), "url": url}, "")
+        threading.Event().wait()
+
+
+def data(args: argparse.Namespace, show: Show) -> None:
+    """List the data sources, or check one and count what is in it."""
+    from lite_medrl.tools import samples
+
+    report = samples.inspect(args.source) if args.what == "inspect" else samples.catalogue()
+    show(report, samples.describe(report))
+
+
+def doctor(args: argparse.Namespace, show: Show) -> int:
+    """Check versions, device, memory and disk."""
+    from lite_medrl.tools.doctor import describe, examine
+
+    report = examine()
+    show(report, describe(report))
+    return 0 if report["ok"] else BAD_INPUT
+
+
+def table(results: dict[str, Any]) -> str:
+    """The stages of results.json, one a line."""
+    lines = [f"{'stage':<8}{'split':<12}{'n':>5}  {'Acc@1 [95 %]':<22}{'support':>8}  format failures"]
+    for row in results["stages"]:
+        low, high = row["acc_at_1_ci95"]
+        start = f"{row.get('name', row['stage']):<8}{row['split']:<12}{row['n']:>5}"
+        accuracy = f"{row['acc_at_1']:.3f} [{low:.3f}, {high:.3f}]"
+        lines.append(f"{start}  {accuracy:<22}{row['support']:>8.3f}  {row['format_failure_frac']:.1%}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def results_only(wanted: bool) -> Iterator[TextIO]:
+    """Yields stdout; where `wanted`, what all others print goes to stderr, C libraries and children too."""
+    if not wanted:
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out, redirect_stdout(sys.stderr):
+        os.dup2(2, 1)
+        try:
+            yield out
+        finally:
+            out.flush()
+            os.dup2(out.fileno(), 1)
+
+
+def complain(text: str, code: int) -> int:
+    """One message on stderr, no traceback."""
+    print(f"lite-medrl: {text}", file=sys.stderr)
+    return code
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether Python, CUDA or torch's CPU allocator ran out; by name, so that torch need not be imported."""
+    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+    return named or "can't allocate memory" in str(error)
+
+
+def first_line(thing: object) -> str:
+    """First sentence of a docstring, without its full stop."""
+    return (thing.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+
+class Version(argparse.Action):
+    """Prints the version and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from lite_medrl import __version__
+
+        print(f"lite-medrl {__version__}")
+        parser.exit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

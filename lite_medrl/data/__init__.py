@@ -1,0 +1,1 @@
+"""Where samples come from: sources, prompts, and the parser of answers."""

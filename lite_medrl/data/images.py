@@ -1,0 +1,66 @@
+"""Opens one image, from a file or from a zip pack, and treats it as hostile.
+
+Only five formats, a cap on bytes and on pixels before anything is decoded, no metadata kept.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from lite_medrl.types import DataError, ImageRef
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+MAX_PIXELS = 40_000_000
+MAX_BYTES = 100_000_000
+
+
+def load_image(ref: ImageRef) -> Image.Image:
+    """The image in RGB, pixels only.
+
+    Raises:
+        DataError: missing, empty, corrupt, of another format, over 100 MB or over 40 megapixels.
+    """
+    return decode(read_bytes(ref), str(ref))
+
+
+def read_bytes(ref: ImageRef) -> bytes:
+    """Bytes of the file or of the zip member."""
+    try:
+        if ref.member is not None:
+            return pack(ref.path).read(ref.member)
+        if Path(ref.path).stat().st_size > MAX_BYTES:
+            raise DataError(f"image {ref}: over {MAX_BYTES // 1_000_000} MB; convert it to a smaller file")
+        return Path(ref.path).read_bytes()
+    except (FileNotFoundError, KeyError, IsADirectoryError) as error:
+        raise DataError(f"image {ref}: no such file; check the path in the row") from error
+    except zipfile.BadZipFile as error:
+        raise DataError(f"image {ref}: {error}") from error
+
+
+@lru_cache(maxsize=4)
+def pack(path: str) -> zipfile.ZipFile:
+    """An open zip pack; kept open because an evaluation reads it hundreds of times."""
+    return zipfile.ZipFile(path)
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """RGB image from bytes; the size is checked before the pixels are decoded."""
+    if not data:
+        raise DataError(f"image {name}: the file is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise DataError(
+                    f"image {name}: {width} x {height} is over {MAX_PIXELS // 1_000_000} megapixels; make it smaller"
+                )
+            return Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"image {name}: cannot be read as {', '.join(FORMATS)}: {error}") from error

@@ -1,0 +1,72 @@
+"""Puts questions to a model and reads the answers: one greedy answer and n sampled ones for every question."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lite_medrl.data.answers import Answer, is_correct, parse
+from lite_medrl.data.prompts import INSTRUCTION
+from lite_medrl.model.encode import encode_prompts
+from lite_medrl.model.generate import Sampling, generate
+from lite_medrl.types import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What came back for one question."""
+
+    sample: Sample
+    greedy: str
+    answer: Answer
+    correct: bool
+    num_correct: int
+    num_samples: int
+
+
+def ask(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    *,
+    num_samples: int,
+    sampling: Sampling,
+    batch_size: int = 256,
+    instruction: str = INSTRUCTION,
+    system: str | None = None,
+    blank: bool = False,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Asked]:
+    """Greedy answer and `num_samples` sampled answers for each question, in order.
+
+    Args:
+        batch_size: rows decoded at once; a batch holds batch_size // (num_samples + 1) questions.
+        blank: put a grey image in place of every image.
+        progress: called with the number of questions done in each batch.
+    """
+    per_batch, device = max(1, batch_size // (num_samples + 1)), next(model.parameters()).device
+    asked: list[Asked] = []
+    for start in range(0, len(samples), per_batch):
+        batch = samples[start : start + per_batch]
+        inputs = encode_prompts(
+            processor, batch, instruction=instruction, system=system, blank=blank, device=device
+        )
+        groups = generate(
+            model, processor, inputs, num_generations=num_samples + 1, sampling=sampling, seed=seed,
+            keys_P=[zlib.crc32(s.id.encode()) for s in batch], greedy_first=True,
+        )  # fmt: skip
+        asked += [
+            read(sample, group[0].text, [c.text for c in group[1:]]) for sample, group in zip(batch, groups, strict=True)
+        ]
+        progress(len(batch))
+    return asked
+
+
+def read(sample: Sample, greedy: str, drawn: Sequence[str]) -> Asked:
+    """Parses and scores the answers to one question."""
+    answer = parse(greedy, options=sample.options)
+    hits = sum(is_correct(text, sample) for text in drawn)
+    return Asked(sample, greedy, answer, answer.value == sample.answer, hits, len(drawn))

@@ -1,0 +1,1 @@
+"""Loads a model, runs it on shared prefixes, and samples answers from it."""

@@ -1,0 +1,76 @@
+"""From samples to the tensors a model reads: token ids padded on the left, and pixel values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from lite_medrl.data.images import load_image
+from lite_medrl.data.prompts import INSTRUCTION, messages
+from lite_medrl.types import DataError, Sample
+
+
+def encode_prompts(
+    processor: Any,
+    samples: Sequence[Sample],
+    *,
+    instruction: str = INSTRUCTION,
+    system: str | None = None,
+    blank: bool = False,
+    device: torch.device | str = "cpu",
+) -> dict[str, torch.Tensor]:
+    """Model inputs for P prompts.
+
+    Args:
+        blank: replace every image by a mid-grey one of the same size (the image-reliance baseline).
+
+    Returns:
+        input_ids and attention_mask int64 [P, L] (left padded) and what the processor adds, such as pixel_values.
+    """
+    images = [[grey(load_image(ref)) if blank else load_image(ref) for ref in s.images] for s in samples]
+    texts = [
+        processor.apply_chat_template(messages(s, instruction, system), add_generation_prompt=True) for s in samples
+    ]
+    batch = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    check_image_tokens(processor, batch, samples)
+    return {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+
+
+def grey(image: Image.Image) -> Image.Image:
+    """A uniform image of the same size."""
+    return Image.new("RGB", image.size, (128, 128, 128))
+
+
+def check_image_tokens(processor: Any, batch: Any, samples: Sequence[Sample]) -> None:
+    """DataError naming the row whose prompt lost its image tokens."""
+    image_token = getattr(processor, "image_token_id", None)
+    if image_token is None:
+        return
+    counts = (batch["input_ids"] == image_token).sum(1).tolist()
+    for sample, count in zip(samples, counts, strict=True):
+        if sample.images and not count:
+            raise DataError(f"sample {sample.id}: its prompt holds no image token; the chat template dropped the image")
+
+
+def special_ids(processor: Any) -> list[int]:
+    """Token ids that an answer must never hold: image, pad and every other special token but the end tokens."""
+    tokenizer = processor.tokenizer
+    return sorted(set(tokenizer.all_special_ids) - set(stop_ids(processor)))
+
+
+def stop_ids(processor: Any, model: Any = None) -> list[int]:
+    """Token ids that end an answer: the tokenizer's and those of the model's generation config."""
+    ids = {processor.tokenizer.eos_token_id}
+    declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids |= set(declared if isinstance(declared, list) else [declared])
+    return sorted(i for i in ids if i is not None)
+
+
+def check_left_padded(mask_PL: torch.Tensor) -> None:
+    """ValueError if any prompt is padded on the right: its last state would be a pad token's."""
+    if not bool(mask_PL[:, -1].all()):
+        row = int((mask_PL[:, -1] == 0).nonzero()[0])
+        raise ValueError(f"prompt row {row} is padded on the right; set processor.tokenizer.padding_side = 'left'")

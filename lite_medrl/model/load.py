@@ -1,0 +1,185 @@
+"""Loads a vision-language model in NF4 with a LoRA, and says once which device and dtype it will run in.
+
+The vision tower, the projector and the head stay unquantised; LoRA goes on the language model's linear layers only. The
+same call serves the embedded model on a CPU and a hub id on a GPU. Only safetensors, never remote code.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from lite_medrl.types import ModelError
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = Path(__file__).parent / "embedded"
+# Module names that stay in 16 bit, over the families that transformers ships: towers, projectors, mergers, heads.
+UNQUANTISED = ["vision_tower", "vision_model", "visual", "multi_modal_projector", "connector", "embed_vision", "lm_head"]
+TEXT_PATHS = ("model.language_model", "model.text_model", "language_model", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Where the model runs and in which dtype it computes, with the reason."""
+
+    device: str
+    dtype: torch.dtype
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.device}, {str(self.dtype).removeprefix('torch.')} ({self.why})"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model with its processor (left padding) and the policy it was loaded under."""
+
+    model: Any
+    processor: Any
+    policy: Policy
+
+
+def policy_for_machine(dtype: str = "auto") -> Policy:
+    """fp32 on a CPU, fp16 on cards before Ampere (T4), bf16 from Ampere on; `dtype` other than "auto" wins."""
+    cuda = torch.cuda.is_available()
+    device = "cuda" if cuda else "cpu"
+    if dtype != "auto":
+        return Policy(device, getattr(torch, dtype), "the recipe asks for it")
+    if not cuda:
+        return Policy(device, torch.float32, "16-bit is slower than fp32 on this CPU path")
+    if torch.cuda.get_device_capability()[0] < 8:
+        return Policy(device, torch.float16, f"{torch.cuda.get_device_name()} has no bf16")
+    return Policy(device, torch.bfloat16, f"{torch.cuda.get_device_name()} has bf16")
+
+
+def load(
+    model_name_or_path: str = "embedded",
+    *,
+    revision: str | None = None,
+    load_in_4bit: bool = True,
+    quant_type: str = "nf4",
+    double_quant: bool = True,
+    dtype: str = "auto",
+    attn_implementation: str = "sdpa",
+) -> Loaded:
+    """The quantised base without an adapter.
+
+    Raises:
+        ModelError: the id or folder is missing, has no safetensors, wants remote code or cannot be read.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+
+    policy = policy_for_machine(dtype)
+    path = str(EMBEDDED) if model_name_or_path == "embedded" else model_name_or_path
+    refuse_unsafe(path)
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quant_type,
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=policy.dtype,
+        llm_int8_skip_modules=UNQUANTISED,
+    )
+    try:
+        processor = AutoProcessor.from_pretrained(path, revision=revision, trust_remote_code=False, padding_side="left")
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            revision=revision,
+            dtype=policy.dtype,
+            device_map={"": policy.device},
+            quantization_config=quantization if load_in_4bit else None,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"model.model_name_or_path: cannot load {model_name_or_path!r}: {first_line(error)}") from error
+    processor.tokenizer.padding_side = "left"
+    keep_canonical_nf4(model)
+    log.info("model %s on %s", model_name_or_path, policy)
+    return Loaded(model, processor, policy)
+
+
+def refuse_unsafe(path: str) -> None:
+    """ModelError for a local folder that is empty, asks for its own code, or has pickled weights only."""
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.is_absolute() or path.startswith("."):
+            raise ModelError(f"model.model_name_or_path: no folder {path!r}; give a folder, a hub id, or 'embedded'")
+        return
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model.model_name_or_path: {folder} has no config.json; is it a saved model?")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"model.model_name_or_path: {folder / 'config.json'} is not JSON: {first_line(error)}") from error
+    if "auto_map" in config:
+        raise ModelError(f"model.model_name_or_path: {folder} wants to run its own code (auto_map); this is refused")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"model.model_name_or_path: {folder} holds no .safetensors; pickled weights are refused")
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text, cut to a readable length."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def keep_canonical_nf4(model: nn.Module) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights on AVX512-BF16 CPUs.
+
+    The repacked form computes in bf16 and its backward pass is not defined, yet it stays in place when training starts
+    after an evaluation: the gradient would be silently wrong, and numbers would differ from one CPU to the next.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def text_model(model: nn.Module) -> nn.Module:
+    """The decoder stack of a VLM (or of a PeftModel around one), without the head."""
+    return model.get_submodule(text_model_path(model))
+
+
+def text_model_path(model: nn.Module) -> str:
+    """Dotted name of the decoder stack, as `named_modules` spells it."""
+    prefix = "base_model.model." if isinstance(model, PeftModel) else ""
+    names = {name for name, _ in model.named_modules()}
+    for path in TEXT_PATHS:
+        if f"{prefix}{path}.layers" in names:
+            return prefix + path
+    raise ModelError(f"no decoder layers found in {type(model).__name__}; looked at {', '.join(TEXT_PATHS)}")
+
+
+def lora_targets(model: nn.Module, target_modules: str | list[str] = "language-linear") -> str | list[str]:
+    """Full names of the language model's linear layers, or the caller's own list."""
+    if target_modules != "language-linear":
+        return target_modules
+    path = text_model_path(model) + "."
+    return [name for name, module in model.named_modules() if name.startswith(path) and isinstance(module, nn.Linear)]
+
+
+def add_lora(
+    model: nn.Module, *, r: int, lora_alpha: int, lora_dropout: float, target_modules: str | list[str], seed: int
+) -> PeftModel:
+    """A fresh LoRA named "default" in fp32 (B = 0, so the model answers as before); seeded."""
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=lora_targets(model, target_modules),
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    return fp32_adapter(get_peft_model(model, config))
+
+
+def fp32_adapter(model: Any) -> Any:
+    """Casts trainable parameters to fp32: TRL makes them bf16, which T4 and CPUs cannot train in."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model

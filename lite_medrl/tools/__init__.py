@@ -1,0 +1,1 @@
+"""What people run: the whole job, its report, the demo and the doctor."""

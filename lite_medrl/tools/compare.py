@@ -1,0 +1,182 @@
+"""Puts one question to every stage of a finished run: one base in memory, the run's adapters switched under a lock.
+
+The base is the model with its adapters off. A stage that the run does not have is left out.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from lite_medrl.data.answers import Answer
+from lite_medrl.data.prompts import INSTRUCTION
+from lite_medrl.recipe import load_recipe
+from lite_medrl.sections import Recipe
+from lite_medrl.types import ImageRef, ModelError, RecipeError, Sample
+
+TRAINED = ("sft", "grpo")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one stage said: its text, the reading of it, right or wrong where a gold answer is known, seconds."""
+
+    stage: str
+    text: str
+    answer: Answer
+    correct: bool | None
+    seconds: float
+
+    @property
+    def reasoning(self) -> str:
+        """What stands between the think tags; the whole text where the format was not kept."""
+        if not self.answer.has_format:
+            return self.text.strip()
+        return self.text.partition("<think>")[2].partition("</think>")[0].strip()
+
+
+class Comparison:
+    """The loaded base with the adapters of a run; `answer` may be called from several threads."""
+
+    def __init__(self, loaded: Any, stages: Sequence[str], recipe: Recipe, run_dir: Path) -> None:
+        self.model, self.processor, self.policy = loaded.model, loaded.processor, loaded.policy
+        self.stages, self.recipe, self.run_dir = tuple(stages), recipe, run_dir
+        self._turn = Lock()
+
+    @classmethod
+    def open(cls, run_dir: Path | str) -> Comparison:
+        """Loads the base once, in the precision of the run, and each adapter that the run saved.
+
+        Raises:
+            RecipeError: the folder is no run. ModelError: the base or an adapter cannot be loaded.
+        """
+        run_dir = Path(run_dir)
+        recipe = recipe_of(run_dir)
+        adapters = {stage: folder for stage in TRAINED if (folder := run_dir / "adapters" / stage).is_dir()}
+        for folder in adapters.values():
+            refuse_incomplete(folder)
+        from lite_medrl.model.load import load
+
+        model = recipe.model
+        loaded = load(
+            model.model_name_or_path, revision=model.revision, load_in_4bit=model.load_in_4bit,
+            quant_type=model.bnb_4bit_quant_type, double_quant=model.bnb_4bit_use_double_quant, dtype=model.dtype,
+            attn_implementation=model.attn_implementation, max_image_tokens=model.max_image_tokens,
+        )  # fmt: skip
+        tuned = with_adapters(loaded.model, adapters)
+        return cls(
+            type(loaded)(tuned, loaded.processor, loaded.policy), ("base", *adapters), recipe, run_dir
+        )
+
+    def answer(self, stage: str, sample: Sample) -> Reply:
+        """The greedy answer of one stage; `correct` is None where the sample has no gold answer ("").
+
+        Raises DataError for an image that cannot be used.
+        """
+        from lite_medrl.measure.ask import ask
+        from lite_medrl.model.generate import Sampling
+
+        prompt = self.recipe.prompt
+        instruction = INSTRUCTION if prompt.instruction is None else prompt.instruction
+        sampling = Sampling(self.recipe.diagnose.max_completion_length, temperature=0.0)
+        with self._turn, switched(self.model, stage):
+            start = time.perf_counter()
+            (asked,) = ask(
+                self.model, self.processor, [sample], num_samples=0, sampling=sampling, seed=self.recipe.seed,
+                instruction=instruction, system=prompt.system,
+            )  # fmt: skip
+            seconds = time.perf_counter() - start
+        return Reply(
+            stage, asked.greedy, asked.answer, asked.correct if sample.answer else None, round(seconds, 2)
+        )
+
+    def answers(self, sample: Sample) -> Iterator[Reply]:
+        """The answers of all stages, one after the other."""
+        for stage in self.stages:
+            yield self.answer(stage, sample)
+
+    def examples(self, count: int, seed: int = 0) -> list[Sample]:
+        """At most `count` questions of the run's test split about as many images, drawn by chance, kinds mixed.
+
+        Raises DataError where the run's data cannot be read any more.
+        """
+        from lite_medrl.data.sources import load_samples
+
+        data = self.recipe.data
+        return spread(load_samples(data.source, data.test_split, kinds=data.kinds), count, seed)
+
+
+def recipe_of(run_dir: Path) -> Recipe:
+    """The resolved recipe that a run keeps in its folder; RecipeError where there is none."""
+    if not run_dir.is_dir():
+        raise RecipeError(f"RUN: there is no folder {run_dir}; give the output directory of `lite-medrl run`")
+    path = run_dir / "recipe.yaml"
+    if not path.is_file():
+        raise RecipeError(
+            f"RUN: {run_dir} holds no run (no recipe.yaml); give the output directory of `lite-medrl run`"
+        )
+    return load_recipe(path).recipe
+
+
+def refuse_incomplete(folder: Path) -> None:
+    """ModelError for an adapter without its config, or with weights that are not safetensors."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise ModelError(f"adapter {folder}: {name} is missing; go on with the run (--resume) or make it again")
+
+
+def with_adapters(model: Any, adapters: dict[str, Path]) -> Any:
+    """The model with each adapter under its stage's name, in evaluation mode; ModelError where one does not fit."""
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    for stage, folder in adapters.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message="Found missing adapter keys")
+                if isinstance(model, PeftModel):
+                    missing = model.load_adapter(str(folder), adapter_name=stage).missing_keys
+                    if any(f".{stage}." in key for key in missing):
+                        raise ValueError(f"it lacks {missing[0]}")
+                else:
+                    model = PeftModel.from_pretrained(model, str(folder), adapter_name=stage)
+        except (OSError, ValueError, KeyError, RuntimeError, UserWarning, SafetensorError) as error:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise ModelError(f"adapter {folder}: does not load onto the recipe's model: {why}") from error
+    return model.eval()
+
+
+def switched(model: Any, stage: str) -> Any:
+    """A context in which the model answers as that stage; hold the lock around it."""
+    if stage != "base":
+        model.set_adapter(stage, inference_mode=True)
+    return model.disable_adapter() if stage == "base" and hasattr(model, "disable_adapter") else nullcontext()
+
+
+def spread(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+    """At most `count` samples, no image twice, taken in turn from the modalities and within them from the kinds."""
+    shuffled = random.Random(seed).sample(list(samples), len(samples))
+    kinds: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
+    for sample in shuffled:
+        kinds[sample.modality][sample.kind].append(sample)
+    queues = [in_turn(list(group.values())) for _, group in sorted(kinds.items())]
+    chosen: dict[tuple[ImageRef, ...], Sample] = {}
+    for sample in in_turn(queues):
+        chosen.setdefault(sample.images, sample)
+        if len(chosen) == count:
+            break
+    return list(chosen.values())
+
+
+def in_turn(groups: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """First of each group, then second of each, and so on until all are used up."""
+    longest = max(map(len, groups), default=0)
+    return [group[i] for i in range(longest) for group in groups if i < len(group)]

@@ -1,0 +1,429 @@
+"""The whole job: measure, bridge by SFT while support is weak, sharpen by GRPO, measure after each, report.
+
+`run` is the only place that writes a run directory. Each finished stage is put down in progress.json with its adapter,
+so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lite_medrl.recipe import Resolved, to_yaml
+from lite_medrl.sections import Recipe
+from lite_medrl.types import RecipeError, Sample
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
+MARKER = "progress.json"
+LINES = ("metrics.jsonl", "completions.jsonl")
+Json = dict[str, Any]
+
+
+@dataclass
+class State:
+    """What is done so far; written to progress.json after every stage."""
+
+    done: list[str] = field(default_factory=list)
+    stages: list[Json] = field(default_factory=list)
+    decisions: list[Json] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    bytes_written: dict[str, int] = field(default_factory=dict)
+
+
+def run(resolved: Resolved, *, output_dir: Path, overwrite: bool = False, resume: bool = False) -> Json:
+    """Runs the recipe and returns what it wrote to results.json.
+
+    Raises:
+        RecipeError: the directory holds another run. DataError, ModelError: before anything is written.
+    """
+    start = time.perf_counter()
+    refuse_occupied(output_dir, overwrite=overwrite, resume=resume)
+    job = Job.prepare(resolved, output_dir, overwrite=overwrite, resume=resume)
+    job.note("load", time.perf_counter() - start)
+    job.go()
+    return job.finish(start)
+
+
+def refuse_occupied(folder: Path, *, overwrite: bool, resume: bool) -> None:
+    """RecipeError unless the folder is free, or a run of ours that may be replaced or continued."""
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"output_dir: {folder} is a file; give a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    ours = (folder / MARKER).is_file() and (folder / "recipe.yaml").is_file()
+    if not ours:
+        raise RecipeError(f"output_dir: {folder} is not empty and holds no run of lite-medrl; give another folder")
+    if not (overwrite or resume):
+        raise RecipeError(
+            f"output_dir: {folder} holds a run already; add --resume to go on, --overwrite to replace it, "
+            "or give another folder"
+        )
+
+
+def draw(samples: list[Sample], count: int | None, seed: int) -> list[Sample]:
+    """At most `count` samples, drawn without replacement and kept in file order."""
+    if count is None or count >= len(samples):
+        return samples
+    return [samples[i] for i in sorted(random.Random(seed).sample(range(len(samples)), count))]
+
+
+class Job:
+    """One run under way: the loaded model, the three sets of questions, and the folder that is written."""
+
+    def __init__(self, resolved: Resolved, folder: Path, loaded: Any, sets: dict[str, list[Sample]]) -> None:
+        self.resolved, self.folder, self.sets = resolved, folder, sets
+        self.recipe: Recipe = resolved.recipe
+        self.model, self.processor, self.policy = loaded.model, loaded.processor, loaded.policy
+        self.state = State()
+        self.correct: dict[str, list[bool]] = {}
+
+    @classmethod
+    def prepare(cls, resolved: Resolved, folder: Path, *, overwrite: bool, resume: bool) -> Job:
+        """Everything that can be refused is refused here, before the folder is touched."""
+        from lite_medrl.data.sources import check_images, load_samples
+        from lite_medrl.model.load import add_lora, load
+
+        recipe, data = resolved.recipe, resolved.recipe.data
+        sets = {
+            name: draw(load_samples(data.source, split, kinds=data.kinds), limit, seed=0)
+            for name, split, limit in (
+                ("train", data.train_split, data.max_train_samples),
+                ("validation", data.validation_split, data.max_validation_samples),
+                ("test", data.test_split, data.max_test_samples),
+            )
+        }
+        for samples in sets.values():
+            check_images(samples)
+        model, lora = recipe.model, recipe.lora
+        loaded = load(
+            model.model_name_or_path, revision=model.revision, load_in_4bit=model.load_in_4bit,
+            quant_type=model.bnb_4bit_quant_type, double_quant=model.bnb_4bit_use_double_quant, dtype=model.dtype,
+            attn_implementation=model.attn_implementation, max_image_tokens=model.max_image_tokens,
+        )  # fmt: skip
+        say(f"{model.model_name_or_path}: {loaded.policy}")
+        peft = add_lora(
+            loaded.model, r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout,
+            target_modules=lora.target_modules, seed=recipe.seed,
+        )  # fmt: skip
+        job = cls(resolved, folder, type(loaded)(peft, loaded.processor, loaded.policy), sets)
+        job.open_folder(overwrite=overwrite, resume=resume)
+        return job
+
+    def open_folder(self, *, overwrite: bool, resume: bool) -> None:
+        """An empty folder with recipe.yaml, or the state of the run that is resumed."""
+        text = to_yaml(self.resolved)
+        if resume and (self.folder / MARKER).is_file():
+            if values_of(self.folder / "recipe.yaml") != self.recipe.model_dump():
+                raise RecipeError(f"output_dir: {self.folder} was begun with another recipe; --resume needs the same one")
+            self.state = State(**json.loads((self.folder / MARKER).read_text()))
+            self.forget_unfinished()
+            return
+        if overwrite and self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "recipe.yaml", text)
+        self.save()
+
+    def forget_unfinished(self) -> None:
+        """Cuts the JSONL files back to what the finished stages wrote."""
+        for name in LINES:
+            path = self.folder / name
+            if path.exists():
+                os.truncate(path, self.state.bytes_written.get(name, 0))
+
+    # --- the story ----------------------------------------------------------------------------------------------
+    def go(self) -> None:
+        """base -> (SFT while support is weak) -> GRPO, each measured."""
+        self.measured("base", 0)
+        number = 0
+        while self.action(number) == "sft":
+            number += 1
+            self.trained("sft", number)
+            self.measured("sft", number)
+        if self.recipe.grpo.enabled:
+            self.trained("grpo", 1)
+            self.measured("grpo", 1)
+
+    def action(self, number: int) -> str:
+        """What the decision after `number` rounds of SFT was."""
+        return next(d["action"] for d in self.state.decisions if d["after"] == stage_name("sft" if number else "base", number))
+
+    def measured(self, stage: str, number: int) -> None:
+        """Measures both splits and decides on the validation split, unless that is done already."""
+        name = stage_name(stage, number)
+        if f"measure {name}" in self.state.done:
+            return
+        support = self.measure(stage, number, "validation")
+        if stage != "grpo":
+            self.decide(name, number, support)
+        self.measure(stage, number, "test")
+        self.state.done.append(f"measure {name}")
+        self.save()
+
+    def decide(self, after: str, number: int, support: Any) -> None:
+        """Notes the rule's answer; when the rounds of SFT are used up, GRPO follows all the same."""
+        from lite_medrl.measure.support import decide
+
+        row = {"after": after, "split": "validation"} | decide(support, self.recipe.diagnose.threshold).to_json()
+        if row["action"] == "sft" and number >= self.recipe.sft.max_rounds:
+            row["action"] = "grpo"
+            row["why"] += f" But sft.max_rounds = {self.recipe.sft.max_rounds} is used up, so GRPO follows all the same."
+        self.state.decisions.append(row)
+        say(f"{after}: {row['why']}")
+
+    def measure(self, stage: str, number: int, split: str) -> Any:
+        """One diagnosis: asks, scores, appends the stage and its completions; returns the Support."""
+        from lite_medrl.measure.ask import ask
+        from lite_medrl.measure.support import diagnose
+        from lite_medrl.model.generate import Sampling
+
+        name = stage_name(stage, number)
+        settings, samples, start = self.recipe.diagnose, self.sets[split], time.perf_counter()
+        with Bar(f"measure {name} on {split}", len(samples), "question") as bar:
+            asked = ask(
+                self.model, self.processor, samples, num_samples=settings.num_samples,
+                sampling=Sampling(settings.max_completion_length, settings.temperature, settings.top_p, settings.top_k),
+                batch_size=settings.batch_size, seed=self.recipe.seed, progress=bar.advance, **self.words(),
+            )  # fmt: skip
+        support = diagnose(
+            [a.correct for a in asked], [a.num_correct for a in asked], settings.num_samples,
+            [len(s.options) for s in samples], format_failure_Q=[not a.answer.has_format for a in asked],
+            kind_Q=[s.kind for s in samples], modality_Q=[s.modality for s in samples], ks=settings.k,
+            max_chance=settings.max_chance, bootstrap_samples=settings.bootstrap_samples, seed=self.recipe.seed,
+        )  # fmt: skip
+        took = time.perf_counter() - start
+        row = {"stage": stage, "round": number, "name": name, "split": split, **support.to_json(), "seconds": took}
+        self.state.stages.append(row)
+        self.append("completions.jsonl", [self.completion_row(row, a) for a in asked])
+        self.note("diagnose", took)
+        say(f"{name} on {split}: Acc@1 {row['acc_at_1']:.3f}, support {row['support']:.3f} at K = {row['rule_k']}")
+        return support
+
+    def trained(self, stage: str, number: int) -> None:
+        """Trains a stage and saves its adapter, or loads the adapter of a stage that is already done."""
+        from lite_medrl.train.stages import run_grpo, run_sft
+
+        name, adapter = stage_name(stage, number), self.folder / "adapters" / stage
+        if f"train {name}" in self.state.done:
+            if f"train {self.last_trained()}" == f"train {name}":
+                load_adapter(self.model, adapter)
+            return
+        start, section = time.perf_counter(), getattr(self.recipe, stage)
+        with Bar(name, section.max_steps, "step") as bar:
+
+            def write(row: Json) -> None:
+                self.append("metrics.jsonl", [row])
+                bar.advance(row["step"] - bar.done, row)
+
+            train, work = self.sets["train"], self.folder / ".trainer"
+            common = (self.model, self.processor, train, self.recipe, self.policy)
+            if stage == "sft":
+                run_sft(*common, number=number, folder=work, write=write)
+            else:
+                self.append("completions.jsonl", run_grpo(*common, folder=work, write=write))
+        shutil.rmtree(self.folder / ".trainer", ignore_errors=True)
+        save_adapter(self.model, self.processor, adapter)
+        self.note(stage, time.perf_counter() - start)
+        self.state.done.append(f"train {name}")
+        self.save()
+
+    def last_trained(self) -> str:
+        """Name of the newest finished training stage."""
+        return [entry.removeprefix("train ") for entry in self.state.done if entry.startswith("train ")][-1]
+
+    # --- the end ------------------------------------------------------------------------------------------------
+    def finish(self, start: float) -> Json:
+        """Baselines, tests, results.json, report.html."""
+        from lite_medrl.tools.report import write_report
+
+        mark = time.perf_counter()
+        results = {
+            "stages": self.state.stages, "decisions": self.state.decisions, "baselines": self.baselines(),
+            "tests": self.tests(), "seconds": self.state.seconds, "peak_gib": peak_gib(),
+            "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
+            "command": " ".join(["lite-medrl", *sys.argv[1:]]), "seed": self.recipe.seed,
+            "model": {"name": self.recipe.model.model_name_or_path, "device": self.policy.device,
+                      "dtype": str(self.policy.dtype).removeprefix("torch."), **parameter_counts(self.model)},
+        }  # fmt: skip
+        self.note("report", time.perf_counter() - mark)
+        self.state.seconds["total"] = self.state.seconds.get("total", 0.0) + time.perf_counter() - start
+        write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        write_report(self.folder)
+        self.state.done.append("report")
+        self.save()
+        say(f"report: {self.folder / 'report.html'}")
+        return results
+
+    def baselines(self) -> Json:
+        """What a guess, the commonest answer and the last trained model without the image score on the test split."""
+        from lite_medrl.measure.ask import ask
+        from lite_medrl.measure.statistics import bootstrap_ci
+        from lite_medrl.measure.support import majority_baseline
+        from lite_medrl.model.generate import Sampling
+
+        test = self.sets["test"]
+        with Bar("blank images", len(test), "question") as bar:
+            blank = ask(
+                self.model, self.processor, test, num_samples=0, blank=True, progress=bar.advance,
+                sampling=Sampling(self.recipe.diagnose.max_completion_length, temperature=0.0),
+                batch_size=self.recipe.diagnose.batch_size, seed=self.recipe.seed, **self.words(),
+            )  # fmt: skip
+        rows = {
+            "majority": majority_baseline(self.sets["train"], test),
+            "blank_image": [a.correct for a in blank],
+            "chance": [1 / len(s.options) for s in test],
+        }
+        found: Json = {}
+        for name, values in rows.items():
+            scores = [float(v) for v in values]
+            low, high = bootstrap_ci(
+                scores, bootstrap_samples=self.recipe.diagnose.bootstrap_samples, seed=self.recipe.seed
+            )
+            found[name] = {"acc": sum(scores) / len(scores), "ci95": [low, high], "n": len(scores), "split": "test"}
+        found["blank_image"]["stage"] = self.state.stages[-1]["name"]
+        return found
+
+    def tests(self) -> Json:
+        """Paired tests between neighbouring stages on the test split."""
+        from lite_medrl.measure.statistics import mcnemar
+
+        answers: dict[str, dict[str, bool]] = {}
+        for line in (self.folder / "completions.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            if row.get("split") == "test":
+                answers.setdefault(row["name"], {})[row["id"]] = row["correct"]
+        names = [s["name"] for s in self.state.stages if s["split"] == "test"]
+        found: Json = {}
+        for before, after in [*zip(names, names[1:], strict=False), *([(names[0], names[-1])] if len(names) > 2 else [])]:
+            pairs = [(answers[before][i], answers[after][i]) for i in answers[before]]
+            found[f"{after}_vs_{before}"] = asdict(mcnemar([a for a, _ in pairs], [b for _, b in pairs]))
+        return found
+
+    # --- small things -------------------------------------------------------------------------------------------
+    def words(self) -> Json:
+        """How a question is put, for `ask`."""
+        from lite_medrl.train.stages import wording
+
+        return {key: value for key, value in wording(self.recipe).items() if key != "letter"}
+
+    def completion_row(self, stage: Json, asked: Any) -> Json:
+        """One line of completions.jsonl."""
+        sample = asked.sample
+        return {
+            **{key: stage[key] for key in ("stage", "round", "name", "split")},
+            "id": sample.id, "question": sample.question, "options": list(sample.options), "answer": sample.answer,
+            "kind": sample.kind, "modality": sample.modality, "source": sample.source,
+            "images": [{"path": ref.path if self.recipe.data.source != "embedded" else "embedded", "member": ref.member}
+                       for ref in sample.images],
+            "greedy": asked.greedy, "parsed": asked.answer.value, "correct": asked.correct,
+            "failure": asked.answer.failure, "num_correct": asked.num_correct, "num_samples": asked.num_samples,
+        }  # fmt: skip
+
+    def append(self, name: str, rows: Sequence[Json]) -> None:
+        """Adds lines to a JSONL file of the run."""
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def note(self, name: str, seconds: float) -> None:
+        """Adds to the seconds spent on a kind of work."""
+        self.state.seconds[name] = self.state.seconds.get(name, 0.0) + seconds
+
+    def save(self) -> None:
+        """progress.json: what is finished, and how long the JSONL files are by now."""
+        files = [self.folder / name for name in LINES]
+        self.state.bytes_written = {file.name: file.stat().st_size for file in files if file.exists()}
+        write_text(self.folder / MARKER, json.dumps(asdict(self.state)) + "\n")
+
+
+def stage_name(stage: str, number: int) -> str:
+    """"base", "sft" (round 1), "sft-2", ..., "grpo"."""
+    return f"{stage}-{number}" if stage == "sft" and number > 1 else stage
+
+
+class Bar:
+    """A progress bar on stderr: step, loss, reward, tokens/s, time left."""
+
+    def __init__(self, name: str, total: int, unit: str) -> None:
+        from tqdm import tqdm
+
+        self.bar, self.done = tqdm(total=total, desc=name, unit=unit, file=sys.stderr, dynamic_ncols=True), 0
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def advance(self, count: int, row: Json | None = None) -> None:
+        """Moves on by `count` and shows the numbers of a metrics row."""
+        self.done += count
+        if row:
+            shown = {k: f"{row[k]:.3g}" for k in ("loss", "reward", "tokens_per_s") if row.get(k) is not None}
+            self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(count)
+
+
+def say(text: str) -> None:
+    """One line on stderr, whatever a bar is doing."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all: written beside, flushed, renamed."""
+    beside = path.with_name(f".{path.name}.tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def values_of(path: Path) -> Json:
+    """The values of a resolved recipe."""
+    from lite_medrl.recipe import load_recipe
+
+    return load_recipe(path).recipe.model_dump()
+
+
+def save_adapter(model: Any, processor: Any, folder: Path) -> None:
+    """Adapter as safetensors with its config, processor and chat template; replaces the folder in one step."""
+    beside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(beside, safe_serialization=True, selected_adapters=["default"])
+    processor.save_pretrained(beside)
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.replace(folder)
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """Puts a saved adapter's weights into the model's "default" adapter."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+
+
+def parameter_counts(model: Any) -> Json:
+    """How many parameters there are and how many are trained (4-bit ones counted as weights, not bytes)."""
+    trained, total = model.get_nb_trainable_parameters()
+    return {"parameters": total, "trained_parameters": trained}
+
+
+def peak_gib() -> dict[str, float | None]:
+    """Peak resident memory of this process, and of the CUDA allocator where there is one."""
+    import torch
+
+    cuda = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    return {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "cuda": cuda}

@@ -1,0 +1,1 @@
+"""Turns samples and sampled answers into better weights: rewards, SFT and GRPO."""

@@ -1,0 +1,249 @@
+"""`GRPOTrainer`: TRL's, with whole groups kept together, each prompt computed once, and our generator, score and loss.
+
+A drop-in: same constructor, `GRPOConfig`, reward functions and columns. TRL keeps the loop, the sampler, the rewards and
+the advantages. It differs in five places: rows are not shuffled across groups; groups whose completions all got the
+same reward are dropped before any forward pass (their gradient is zero) and counted; answers come from
+`model.generate`; log-probs from `model.score`; the loss from `medrl_kernels.grpo_loss`. LoRA weights stay in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from medrl_kernels import grpo_loss
+from trl import GRPOTrainer as TRLGRPOTrainer
+
+from lite_medrl.model.encode import check_left_padded
+from lite_medrl.model.generate import Sampling, generate
+from lite_medrl.model.load import fp32_adapter
+from lite_medrl.model.score import score
+
+# Tensors of a batch that belong to the prompts' images rather than to TRL's bookkeeping.
+IMAGE_KEYS = (
+    "pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes", "token_type_ids", "mm_token_type_ids",
+)  # fmt: skip
+TILED_KEYS = ("num_tiles", "spatial_shapes", "image_position_ids")
+
+
+class GRPOTrainer(TRLGRPOTrainer):
+    """TRL's GRPOTrainer on shared prompts; see the module."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        fp32_adapter(self.model)
+
+    # --- rollout ------------------------------------------------------------------------------------------------
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[Any], Any, dict[str, Any]]:
+        """Templates and image processing once per group instead of once per completion."""
+        size = self._group_size(len(prompts))
+        prompt_ids, images, fields = super()._tokenize_prompts(prompts[::size])
+        images = [i for i in images for _ in range(size)] if images is not None else None
+        return [ids for ids in prompt_ids for _ in range(size)], images, fields
+
+    def _generate_single_turn(
+        self, prompt_ids: list[Any], images: Any, multimodal_fields: dict[str, Any], num_generations: int,
+        has_tool_images: bool = False,
+    ) -> tuple[list[list[int]], list[list[float]] | None]:  # fmt: skip
+        """Token ids and sampling log-probs of every completion; vLLM and tools go TRL's own way."""
+        if self.use_vllm or self.tools:
+            size = self._group_size(len(prompt_ids))
+            fields = {key: repeat_rows(value, size) for key, value in multimodal_fields.items()}
+            return super()._generate_single_turn(prompt_ids, images, fields, num_generations, has_tool_images)
+        size = self._group_size(len(prompt_ids))
+        inputs = left_padded(prompt_ids[::size], self._tokenizer.pad_token_id)
+        inputs |= {key: torch.as_tensor(value) for key, value in multimodal_fields.items()}
+        inputs = {key: value.to(self.accelerator.device) for key, value in inputs.items()}
+        sampling = Sampling(
+            self.max_completion_length, self.temperature, self.top_p, self.top_k or 0, self.min_p
+        )
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        with self.compute_loss_context_manager():
+            groups = generate(
+                model, self.processing_class, inputs, num_generations=size, sampling=sampling,
+                seed=self.args.seed, step=self._step,
+            )  # fmt: skip
+        flat = [completion for group in groups for completion in group]
+        return [list(c.token_ids) for c in flat], [list(c.sampling_logps) for c in flat]
+
+    def _group_size(self, rows: int) -> int:
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        return size if rows % size == 0 else 1
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """TRL's buffering without its shuffle, so that a group stays in one piece."""
+        if not self.model.training:
+            return number_groups(self._generate_and_score_completions(generation_batch), self.num_generations_eval)
+        steps = self.args.steps_per_generation
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            batch = number_groups(self._generate_and_score_completions(generation_batch), self.num_generations)
+            self._buffered_inputs = split_rows(batch, steps)
+        return self._buffered_inputs[self._step % steps]
+
+    # --- update -------------------------------------------------------------------------------------------------
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """TRL's loss of these rows, computed from one pass over every distinct prompt."""
+        if return_outputs:
+            raise ValueError("GRPOTrainer does not return outputs")
+        mask_BC, advantage_B = inputs["completion_mask"].bool(), inputs["advantages"]
+        keep_B, weight = self._rows_with_gradient(inputs)
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["frac_rows_skipped"].append(1 - float(keep_B.float().mean()))
+        if not keep_B.any():
+            return sum(p.sum() for p in self.model.parameters() if p.requires_grad) * 0.0
+        base = self.accelerator.unwrap_model(model)
+        result = score(
+            base, *grouped_rows(inputs, keep_B), temperature=self.temperature, with_entropy=True
+        )
+        packed = {
+            name: inputs[key][keep_B][mask_BC[keep_B]] if key in inputs else None
+            for name, key in {"old": "old_per_token_logps", "ref": "ref_per_token_logps",
+                              "sampling": "sampling_per_token_logps"}.items()
+        }  # fmt: skip
+        loss, metrics = grpo_loss(
+            result.logp_N, packed["old"], advantage_B[keep_B], mask_BC[keep_B].sum(1),
+            ref_logp_N=packed["ref"], sampling_logp_N=packed["sampling"], entropy_N=result.entropy_N,
+            **self._loss_options(inputs),
+        )  # fmt: skip
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(float(value))
+        return loss * weight
+
+    def _rows_with_gradient(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, float]:
+        """Rows of groups that have a gradient, and the factor that restores TRL's divisor over all rows."""
+        advantage_B, mask_BC = inputs["advantages"], inputs["completion_mask"].bool()
+        filled_B = mask_BC.any(1)
+        plain = self.beta == 0.0 and self.entropy_coef == 0.0 and self.top_entropy_quantile == 1.0
+        keep_B = filled_B & (advantage_B != 0) if plain else filled_B
+        if plain:
+            live = inputs["group_ids"][keep_B].unique()
+            keep_B = filled_B & torch.isin(inputs["group_ids"], live)
+        if self.loss_type in ("dapo", "cispo", "vespo"):
+            return keep_B, 1.0
+        if self.loss_type == "bnpo":
+            return keep_B, float(mask_BC[keep_B].sum() / mask_BC.sum().clamp(min=1))
+        return keep_B, float(keep_B.float().mean())
+
+    def _loss_options(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        args, training = self.args, self.model.training
+        return {
+            "loss_type": self.loss_type, "importance_sampling_level": self.importance_sampling_level,
+            "epsilon": self.epsilon_low, "epsilon_high": self.epsilon_high, "delta": args.delta, "beta": self.beta,
+            "use_bias_correction_kl": args.use_bias_correction_kl,
+            "sapo_temperature_pos": args.sapo_temperature_pos, "sapo_temperature_neg": args.sapo_temperature_neg,
+            "vespo_k_pos": args.vespo_k_pos, "vespo_lambda_pos": args.vespo_lambda_pos,
+            "vespo_k_neg": args.vespo_k_neg, "vespo_lambda_neg": args.vespo_lambda_neg,
+            "top_entropy_quantile": self.top_entropy_quantile, "entropy_coef": self.entropy_coef,
+            "off_policy_mask_threshold": self.off_policy_mask_threshold,
+            "importance_sampling_correction": self.use_vllm and self.vllm_importance_sampling_correction,
+            "importance_sampling_mode": self.vllm_importance_sampling_mode,
+            "importance_sampling_clip_max": self.vllm_importance_sampling_clip_max,
+            "importance_sampling_clip_min": self.vllm_importance_sampling_clip_min,
+            "max_completion_length": self.max_completion_length,
+            "num_items_in_batch": inputs["num_items_in_batch"], "num_processes": self.accelerator.num_processes,
+            "gradient_accumulation_steps": self.current_gradient_accumulation_steps if training else 1,
+            "steps_per_generation": args.steps_per_generation if training else 1,
+        }  # fmt: skip
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int,
+        batch_size: int | None = None, compute_entropy: bool = False, compute_aux_loss: bool = False, **fields: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:  # fmt: skip
+        """Old and reference passes: the same score as the policy's, padded back to TRL's [B, C]."""
+        split = input_ids.shape[1] - logits_to_keep
+        inputs = {
+            "prompt_ids": input_ids[:, :split], "prompt_mask": attention_mask[:, :split],
+            "completion_ids": input_ids[:, split:], "completion_mask": attention_mask[:, split:],
+            **{key: value for key, value in fields.items() if value is not None},
+        }  # fmt: skip
+        size = self._group_size(len(input_ids))
+        inputs["group_ids"] = torch.arange(len(input_ids), device=input_ids.device) // size
+        mask_BC = inputs["completion_mask"].bool()
+        keep_B = mask_BC.any(1)
+        logps_BC, entropy_BC = torch.zeros_like(mask_BC, dtype=torch.float32), None
+        if keep_B.any():
+            result = score(
+                self.accelerator.unwrap_model(model), *grouped_rows(inputs, keep_B),
+                temperature=self.temperature, with_entropy=compute_entropy,
+            )  # fmt: skip
+            logps_BC = logps_BC.masked_scatter(mask_BC, result.logp_N)
+            if result.entropy_N is not None:
+                entropy_BC = torch.zeros_like(logps_BC).masked_scatter(mask_BC, result.entropy_N)
+        return logps_BC, entropy_BC, None
+
+
+def left_padded(prompt_ids: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask int64 [P, L]."""
+    width = max(map(len, prompt_ids))
+    ids = [[pad_token_id] * (width - len(row)) + list(row) for row in prompt_ids]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in prompt_ids]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def repeat_rows(value: Any, times: int) -> Any:
+    """Each row of a tensor or list, `times` times in place."""
+    if isinstance(value, torch.Tensor):
+        return value.repeat_interleave(times, 0)
+    return [row for row in value for _ in range(times)]
+
+
+def number_groups(batch: dict[str, Any], size: int) -> dict[str, Any]:
+    """Adds group_ids int64 [B]: rows of one prompt share a number."""
+    rows = len(batch["prompt_ids"])
+    return {**batch, "group_ids": torch.arange(rows, device=batch["prompt_ids"].device) // size}
+
+
+def split_rows(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
+    """The batch in `parts` equal slices of rows, in order; patches of Qwen-style inputs follow their rows."""
+    rows = len(batch["prompt_ids"])
+    size = rows // parts
+    return [take_rows(batch, torch.arange(i * size, (i + 1) * size)) for i in range(parts)]
+
+
+def take_rows(batch: dict[str, Any], rows_R: torch.Tensor) -> dict[str, Any]:
+    """The given rows of every tensor; scalars stay as they are."""
+    rows = len(batch["prompt_ids"])
+    unsupported = [key for key in TILED_KEYS if key in batch]
+    if unsupported:
+        raise NotImplementedError(f"models whose inputs are tiled ({', '.join(unsupported)}) are not supported yet")
+    images_B = batch.get("num_images") or [1] * rows
+    image_rows = [i for r in rows_R.tolist() for i in range(sum(images_B[:r]), sum(images_B[: r + 1]))]
+    taken: dict[str, Any] = {}
+    for key, value in batch.items():
+        if key in ("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes"):
+            continue
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows:
+            taken[key] = value[rows_R.to(value.device)]
+        else:
+            taken[key] = [value[r] for r in rows_R.tolist()] if key == "num_images" and value else value
+    if "image_grid_thw" in batch:
+        patches = batch["pixel_values"].split(batch["image_grid_thw"].prod(1).tolist())
+        taken["pixel_values"] = torch.cat([patches[i] for i in image_rows])
+        taken["image_grid_thw"] = batch["image_grid_thw"][image_rows]
+    elif "pixel_values" in batch:
+        per_image = len(batch["pixel_values"]) == sum(images_B)
+        for key in ("pixel_values", "pixel_attention_mask", "image_sizes"):
+            if key in batch:
+                taken[key] = batch[key][image_rows if per_image else rows_R.tolist()]
+    return taken
+
+
+def grouped_rows(
+    inputs: dict[str, Any], keep_B: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], list[list[int]], list[int]]:
+    """What `score` takes: inputs of the distinct prompts, completions of the kept rows, and whose they are."""
+    check_left_padded(inputs["prompt_mask"])
+    rows = keep_B.nonzero().squeeze(1)
+    group = inputs["group_ids"][rows]
+    first_of = {g: r for r, g in reversed(list(zip(rows.tolist(), group.tolist(), strict=True)))}
+    order = list(dict.fromkeys(group.tolist()))
+    heads = take_rows(inputs, torch.tensor([first_of[g] for g in order]))
+    length = heads["prompt_ids"].shape[1]
+    prompt = {"input_ids": heads["prompt_ids"], "attention_mask": heads["prompt_mask"]}
+    prompt |= {key: heads[key][:, :length] if "type_ids" in key else heads[key] for key in IMAGE_KEYS if key in heads}
+    ids, mask = inputs["completion_ids"][rows], inputs["completion_mask"][rows].bool()
+    completions = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+    return prompt, completions, [order.index(g) for g in group.tolist()]

@@ -1,0 +1,78 @@
+"""The values that flow between the stations: a Sample is asked, a Group of Completions comes back.
+
+Frozen and plain: no torch, no disk, no random state. The errors of the front door live here too, because every
+station may raise them and only the command line catches them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Split = Literal["train", "validation", "test"]
+FinishReason = Literal["stop", "length"]
+LETTERS = "ABCDEFGHIJ"
+
+
+class RecipeError(ValueError):
+    """A recipe key or value that cannot be used."""
+
+
+class DataError(ValueError):
+    """A file, row or image that cannot be used."""
+
+
+class ModelError(ValueError):
+    """A model id or folder that cannot be loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Where an image lies: a file, or a member of a zip pack."""
+
+    path: str
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.member}" if self.member else self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One question about one or more images; `answer` is the text of the gold option."""
+
+    id: str
+    images: tuple[ImageRef, ...]
+    question: str
+    options: tuple[str, ...]
+    answer: str
+    kind: str
+    modality: str
+    source: str
+    licence: str
+    split: str = "train"
+    reasoning: str | None = None
+    subject: str | None = None
+
+    @property
+    def letter(self) -> str:
+        """Letter of the gold option, "A" for the first."""
+        return LETTERS[self.options.index(self.answer)]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer; `sampling_logps` are natural logs under the distribution that was sampled."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    sampling_logps: tuple[float, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One sample with the completions drawn for it."""
+
+    sample: Sample
+    completions: tuple[Completion, ...]

@@ -1,0 +1,120 @@
+"""Intervals and paired tests against scipy, closed forms and brute force."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lite_medrl.measure import statistics
+from lite_medrl.measure.statistics import (
+    bootstrap_ci,
+    bootstrap_means,
+    mcnemar,
+    paired_bootstrap,
+    percentile_interval,
+    wilson_ci,
+)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])
+@pytest.mark.parametrize("n", [1, 2, 7, 272, 3362])
+def test_wilson_is_scipys(n: int, confidence: float) -> None:
+    for correct in {0, 1, n // 3, n // 2, n - 1, n}:
+        ours = wilson_ci(correct, n, confidence=confidence)
+        theirs = stats.binomtest(correct, n).proportion_ci(confidence, method="wilson")
+        assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_wilson_by_hand() -> None:
+    z2, low_high = 1.959963984540054**2, wilson_ci(8, 10)
+    roots = sorted(np.roots([1 + z2 / 10, -(2 * 0.8 + z2 / 10), 0.8**2]))  # (p - x)^2 = z^2 x (1 - x) / n
+    assert low_high == pytest.approx(roots, abs=1e-12)
+    assert wilson_ci(0, 5)[0] == 0.0
+    assert wilson_ci(5, 5)[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("b", "c"), [(0, 0), (0, 1), (0, 6), (3, 3), (2, 9), (30, 12), (151, 210), (4000, 4300)]
+)
+def test_mcnemar_is_the_exact_binomial_test(b: int, c: int) -> None:
+    first = np.array([1] * b + [0] * c + [1, 1, 0])
+    second = np.array([0] * b + [1] * c + [1, 1, 0])
+    order = np.random.default_rng(0).permutation(len(first))
+    test = mcnemar(first[order], second[order])
+    expected = stats.binomtest(b, b + c).pvalue if b + c else 1.0
+    assert (test.b, test.c) == (b, c)
+    assert test.p == pytest.approx(expected, rel=1e-12, abs=1e-300)
+    assert test.difference == pytest.approx((c - b) / (b + c + 3), abs=1e-15)
+
+
+def test_bootstrap_of_three_items_is_the_enumeration_of_all_resamples() -> None:
+    values = np.array([0.0, 0.5, 2.0])
+    every = np.array([np.mean(draw) for draw in itertools.product(values, repeat=3)])
+    means = bootstrap_means(values[:, None], bootstrap_samples=60_000, seed=3)[:, 0]
+    found, counts = np.unique(means.round(9), return_counts=True)
+    expected, shares = np.unique(every.round(9), return_counts=True)
+    assert found == pytest.approx(expected)
+    assert counts / 60_000 == pytest.approx(shares / 27, abs=0.01)
+    assert bootstrap_ci(values, bootstrap_samples=60_000) == (0.0, 2.0)  # each has a share of 1/27 = 3.7 %
+    narrower = bootstrap_ci(values, confidence=0.9, bootstrap_samples=60_000)
+    assert narrower == pytest.approx((0.5 / 3, 4.5 / 3))
+
+
+def test_bootstrap_is_the_same_for_the_same_seed_and_any_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).random((50, 2))
+    once = bootstrap_means(values, bootstrap_samples=300, seed=5)
+    assert once.shape == (300, 2)
+    assert (once == bootstrap_means(values, bootstrap_samples=300, seed=5)).all()
+    assert (once != bootstrap_means(values, bootstrap_samples=300, seed=6)).any()
+    monkeypatch.setattr(statistics, "_CELLS_AT_ONCE", 50 * 7)
+    assert bootstrap_means(values, bootstrap_samples=300, seed=5) == pytest.approx(once, abs=1e-15)
+
+
+def test_bootstrap_against_scipy_and_the_normal_interval() -> None:
+    values = (np.random.default_rng(2).random(400) < 0.7).astype(float)
+    low, high = bootstrap_ci(values, bootstrap_samples=9999, seed=0)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(9))
+    assert (low, high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.004)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.04)
+    narrow = bootstrap_ci(values, confidence=0.5, bootstrap_samples=9999)
+    assert narrow[1] - narrow[0] == pytest.approx(2 * 0.6745 * values.std() / 20, rel=0.06)
+
+
+def test_columns_share_their_resamples() -> None:
+    values = np.random.default_rng(3).random(40)
+    means = bootstrap_means(np.column_stack([values, 1 - 2 * values]), bootstrap_samples=200)
+    assert means[:, 1] == pytest.approx(1 - 2 * means[:, 0], abs=1e-12)
+
+
+def test_paired_bootstrap_keeps_the_pairs() -> None:
+    random = np.random.default_rng(4)
+    first = (random.random(300) < 0.5).astype(int)
+    second = np.where(random.random(300) < 0.1, 1, first)
+    found = paired_bootstrap(first, second, seed=1)
+    assert found.difference == pytest.approx(second.mean() - first.mean(), abs=1e-15)
+    assert found.ci95 == bootstrap_ci(second - first, seed=1)
+    assert found.ci95[1] - found.ci95[0] < 0.06  # two samples that are not paired would have 0.16
+    assert paired_bootstrap(second, first).difference == -found.difference
+
+
+def test_interval_of_a_constant_has_no_width() -> None:
+    assert bootstrap_ci([1, 1, 1]) == (1.0, 1.0)
+    assert percentile_interval([0, 1, 2, 3, 4], confidence=0.5) == (1.0, 3.0)
+
+
+def test_bad_input() -> None:
+    for call in (
+        lambda: bootstrap_ci([]),
+        lambda: bootstrap_ci([0.1, float("nan")]),
+        lambda: bootstrap_ci([1.0], confidence=95),
+        lambda: wilson_ci(3, 2),
+        lambda: wilson_ci(0, 0),
+        lambda: mcnemar([1, 0], [1]),
+        lambda: mcnemar([], []),
+        lambda: paired_bootstrap([1], [1, 0]),
+    ):
+        with pytest.raises(ValueError, match=r"needs|must"):
+            call()
