@@ -1,10 +1,10 @@
 """Makes lite_medrl/model/embedded: a 6 M parameter LLaVA that looks and speaks but does not know the tasks.
 
-It learns from two things only: captions of the embedded pack's training images, and instruction data that this script
-makes up (coloured shapes, small stories), which teaches the chat format, the think/answer tags and how to pick an
-option. It never sees a medical question. Tower: Segformer (its overlapping convolutions learn from 1,000 images where a
-plain ViT does not), warmed up on the words and places of the captions; text model: Qwen3. Run
-`python examples/make_embedded_model.py --minutes 60`; it resumes from its folder.
+It learns from two things only: captions of the embedded pack's training images, and instruction data that
+this script makes up (coloured shapes, small stories), which teaches the chat format, the think/answer tags
+and how to pick an option. It never sees a medical question. Tower: Segformer (its overlapping convolutions
+learn from 1,000 images where a plain ViT does not), warmed up on the words and places of the captions; text
+model: Qwen3. Run `python examples/make_embedded_model.py --minutes 60`; it resumes from its folder.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Turn:
     assistant: str
 
 
-# --- instruction data that this script makes up -------------------------------------------------------------------
+# --- instruction data that this script makes up
+# -------------------------------------------------------------------
 COLOURS = {
     "red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 230), "yellow": (235, 220, 50),
     "purple": (150, 60, 190), "orange": (245, 150, 30), "pink": (250, 150, 190), "grey": (130, 130, 130),
@@ -71,7 +72,9 @@ PLACES = ["river", "house", "garden", "bridge", "tower", "forest", "market", "ha
 FRUITS = ["apple", "pear", "plum", "melon", "grape", "lemon", "fig", "cherry"]
 
 
-def draw_shape(draw: ImageDraw.ImageDraw, shape: str, colour: tuple[int, int, int], x: int, y: int, r: int) -> None:
+def draw_shape(
+    draw: ImageDraw.ImageDraw, shape: str, colour: tuple[int, int, int], x: int, y: int, r: int
+) -> None:
     """Draws one filled shape of radius r around (x, y)."""
     box = (x - r, y - r, x + r, y + r)
     polygons = {
@@ -100,7 +103,9 @@ def draw_shape(draw: ImageDraw.ImageDraw, shape: str, colour: tuple[int, int, in
 
 def canvas(rng: random.Random) -> Image.Image:
     """A noisy background of random brightness."""
-    noise = np.random.default_rng(rng.getrandbits(32)).normal(rng.randint(0, 200), rng.randint(0, 25), (SIZE, SIZE, 1))
+    noise = np.random.default_rng(rng.getrandbits(32)).normal(
+        rng.randint(0, 200), rng.randint(0, 25), (SIZE, SIZE, 1)
+    )
     return Image.fromarray(np.broadcast_to(noise.clip(0, 255), (SIZE, SIZE, 3)).astype(np.uint8).copy())
 
 
@@ -110,7 +115,9 @@ def choose(rng: random.Random, answer: str, pool: list[str]) -> list[str]:
     return rng.sample([answer, *others], len(others) + 1)
 
 
-def ask(rng: random.Random, image: Image.Image, question: str, thought: str, answer: str, options: list[str]) -> Turn:
+def ask(
+    rng: random.Random, image: Image.Image, question: str, thought: str, answer: str, options: list[str]
+) -> Turn:
     """A question in the chat format with tags."""
     user = question_text(question, options, rng.choice([SHORT, SHORT, SHORT, ""]))
     return Turn(np.asarray(image), user, f"<think> {thought} </think><answer> {answer} </answer>")
@@ -130,23 +137,45 @@ def shapes_turn(rng: random.Random) -> Turn:
     shape, colour, (x, y) = shapes[which], colours[which], cells[which]
     if kind == "boxed":
         draw.rectangle((x - 15, y - 15, x + 15, y + 15), outline=(255, 220, 0), width=rng.choice([1, 2]))
-        question = rng.choice([
-            "which shape is inside the yellow box ?", "what does the box mark ?", "name the shape in the yellow box .",
-            "what is in the box ?",
-        ])
+        question = rng.choice(
+            [
+                "which shape is inside the yellow box ?",
+                "what does the box mark ?",
+                "name the shape in the yellow box .",
+                "what is in the box ?",
+            ]
+        )
         return ask(rng, image, question, f"the box shows a {shape} .", shape, choose(rng, shape, SHAPES))
     if kind == "colour":
         question = rng.choice([f"what colour is the {shape} ?", f"which colour has the {shape} ?"])
-        return ask(rng, image, question, f"the {shape} is {colour} .", colour, choose(rng, colour, list(COLOURS)))
+        return ask(
+            rng, image, question, f"the {shape} is {colour} .", colour, choose(rng, colour, list(COLOURS))
+        )
     if kind == "shape":
         question = rng.choice([f"which shape is {colour} ?", f"what is the {colour} shape ?"])
-        return ask(rng, image, question, f"the {colour} shape is a {shape} .", shape, choose(rng, shape, SHAPES))
+        return ask(
+            rng, image, question, f"the {colour} shape is a {shape} .", shape, choose(rng, shape, SHAPES)
+        )
     if kind == "count":
         answer = NUMBERS[count - 1]
-        return ask(rng, image, rng.choice(["how many shapes are there ?", "count the shapes ."]), f"there are {answer} .", answer, choose(rng, answer, NUMBERS))
+        return ask(
+            rng,
+            image,
+            rng.choice(["how many shapes are there ?", "count the shapes ."]),
+            f"there are {answer} .",
+            answer,
+            choose(rng, answer, NUMBERS),
+        )
     if kind == "which":
         options = choose(rng, shape, [shape, *(s for s in SHAPES if s not in shapes)])
-        return ask(rng, image, rng.choice(["which of these is visible ?", "which of these can be seen ?"]), f"the image shows a {shape} .", shape, options)
+        return ask(
+            rng,
+            image,
+            rng.choice(["which of these is visible ?", "which of these can be seen ?"]),
+            f"the image shows a {shape} .",
+            shape,
+            options,
+        )
     seen = rng.random() < 0.5
     shape = shape if seen else rng.choice([s for s in SHAPES if s not in shapes])
     thought = f"a {shape} can be seen ." if seen else f"no {shape} can be seen ."
@@ -156,7 +185,7 @@ def shapes_turn(rng: random.Random) -> Turn:
 
 
 def story_turn(rng: random.Random, image: Image.Image) -> Turn:
-    """One question that the text itself answers, so that reading and choosing are learnt apart from looking."""
+    """One question that the text itself answers: reading and choosing are learnt apart from looking."""
     animals, places = rng.sample(ANIMALS, 3), rng.sample(PLACES, 3)
     story = " ".join(f"the {a} is at the {p} ." for a, p in zip(animals, places, strict=True))
     i = rng.randrange(3)
@@ -169,13 +198,19 @@ def story_turn(rng: random.Random, image: Image.Image) -> Turn:
     return ask(rng, image, question, thought, answer, choose(rng, answer, pool))
 
 
-# --- captions of the training images ------------------------------------------------------------------------------
+# --- captions of the training images
+# ------------------------------------------------------------------------------
 def training_images() -> list[tuple[np.ndarray, dict]]:
     """Decoded training images of the pack with their rows; never a question."""
     rows = [json.loads(line) for line in (PACK / "images.jsonl").read_text().splitlines()]
     with zipfile.ZipFile(PACK / "images.zip") as pack:
         return [
-            (np.asarray(Image.open(pack.open(row["file"])).convert("RGB").resize((SIZE, SIZE), Image.BICUBIC)), row)
+            (
+                np.asarray(
+                    Image.open(pack.open(row["file"])).convert("RGB").resize((SIZE, SIZE), Image.BICUBIC)
+                ),
+                row,
+            )
             for row in rows
             if row["split"] == "train"
         ]
@@ -192,13 +227,17 @@ def where(x: float, y: float) -> str:
 
 
 def compact_organs(row: dict) -> dict[str, list[float]]:
-    """Organs of a slice whose centre surely lies inside them, with that centre: those that fill most of their box."""
+    """Organs of a slice whose centre surely lies inside them, with that centre: those that fill most of their
+    box.
+    """
     if row["facts"].get("crop"):
         return {}
     return {
         name: organ["at"]
         for name, organ in row["facts"].get("organs", {}).items()
-        if organ["area"] > 0.5 * (organ["box"][2] - organ["box"][0]) * (organ["box"][3] - organ["box"][1]) > 0.001
+        if organ["area"]
+        > 0.5 * (organ["box"][2] - organ["box"][0]) * (organ["box"][3] - organ["box"][1])
+        > 0.001
     }
 
 
@@ -219,7 +258,9 @@ DESCRIBE = ["describe the image .", "what does the image show ?"]
 
 
 def caption_turn(rng: random.Random, pixels: np.ndarray, row: dict) -> Turn:
-    """Describe the image: its caption with sentences in any order, or one thing that is in it, or a marked one."""
+    """Describe the image: its caption with sentences in any order, or one thing that is in it, or a marked
+    one.
+    """
     facts, chance = row["facts"], rng.random()
     if chance < 0.35 and "marker" not in facts and (organs := compact_organs(row)):
         return marked_turn(rng, pixels, row, organs)
@@ -245,12 +286,14 @@ def turns(rng: random.Random, images: list[tuple[np.ndarray, dict]], caption_fra
 
 
 # Everyday words that the tokenizer should not have to spell.
-WORDS = """which what where who how many is are was the a an of in on at to by for from with and or not no yes this that
-these image picture shown show see seen visible name count say used used part side body patient organ structure slice
+WORDS = """which what where who how many is are was the a an of in on at to by for from with and or not no yes
+this that these image picture shown show see seen visible name count say used used part side body patient
+organ structure slice
 area largest lies cut cuts main kind type view height level colour tissue there you can does do it has have"""
 
 
-# --- tokenizer, processor, model ----------------------------------------------------------------------------------
+# --- tokenizer, processor, model
+# ----------------------------------------------------------------------------------
 def make_processor(images: list[tuple[np.ndarray, dict]], vocab_size: int = 1400) -> LlavaProcessor:
     """Byte-level BPE learnt from captions and made-up text, in a stock LlavaProcessor."""
     rng = random.Random(0)
@@ -261,7 +304,9 @@ def make_processor(images: list[tuple[np.ndarray, dict]], vocab_size: int = 1400
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(text, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False))
+    bpe.train_from_iterator(
+        text, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    )
     bpe.add_special_tokens([AddedToken(t, special=True) for t in SPECIALS])
     bpe.add_tokens([AddedToken(t, special=False, normalized=False, lstrip=t.startswith("</")) for t in TAGS])
     tokenizer = PreTrainedTokenizerFast(
@@ -286,7 +331,8 @@ def make_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         bos_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )  # fmt: skip
     vision = SegformerConfig(
-        num_encoder_blocks=3, depths=[2, 2, 3], sr_ratios=[4, 2, 1], hidden_sizes=[48, 96, 192], patch_sizes=[7, 3, 3],
+        num_encoder_blocks=3, depths=[2, 2, 3], sr_ratios=[4, 2, 1], hidden_sizes=[48, 96, 192],
+        patch_sizes=[7, 3, 3],
         strides=[4, 2, 2], num_attention_heads=[1, 2, 4], mlp_ratios=[4, 4, 4], hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0, drop_path_rate=0.0, reshape_last_stage=False, hidden_size=192,
     )  # fmt: skip
@@ -299,7 +345,8 @@ def make_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     return LlavaForConditionalGeneration(config)
 
 
-# --- training -----------------------------------------------------------------------------------------------------
+# --- training
+# -----------------------------------------------------------------------------------------------------
 def augment(pixels_BHWC: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
     """Small shift, contrast, brightness and noise; returns float [B, 3, SIZE, SIZE] normalised to [-1, 1]."""
     x = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -338,7 +385,7 @@ def learning_rate(frac: float, peak: float = 1.5e-3) -> float:
 
 
 class Sight(torch.nn.Module):
-    """Two throw-away heads on the tower: which words the caption has, and which structures each cell shows."""
+    """Two throw-away heads on the tower: the words of the caption, the structures of each cell."""
 
     def __init__(self, tower: torch.nn.Module, words: int, structures: int) -> None:
         super().__init__()
@@ -354,7 +401,9 @@ class Sight(torch.nn.Module):
 
 
 def sight_labels(rows: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Caption words [B, words], structures of each cell [B, cells, structures], and which rows have the latter [B]."""
+    """Caption words [B, words], structures of each cell [B, cells, structures], and which rows have the
+    latter [B].
+    """
     words = sorted({word for row in rows for word in row["caption"].split()})
     names = sorted({name for row in rows for name in row["facts"].get("organs", {})})
     side = SIZE // CELL
@@ -364,22 +413,35 @@ def sight_labels(rows: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for i, row in enumerate(rows):
         for name, organ in row["facts"].get("organs", {}).items():
             x0, y0, x1, y1 = organ["box"]
-            down, across = (centre > y0 - half) & (centre < y1 + half), (centre > x0 - half) & (centre < x1 + half)
+            down, across = (
+                (centre > y0 - half) & (centre < y1 + half),
+                (centre > x0 - half) & (centre < x1 + half),
+            )
             cells[i, :, names.index(name)] = np.outer(down, across).ravel()
     return said, cells, np.array(["organs" in row["facts"] for row in rows])
 
 
 def warm_tower(folder: Path, minutes: float, batch_size: int = 32) -> None:
-    """Trains the tower alone on the words and places behind the captions; writes tower.pt; skipped when that exists."""
+    """Trains the tower alone on the words and places behind the captions; writes tower.pt; skipped when that
+    exists.
+    """
     if (folder / "tower.pt").exists():
         return
     images = training_images()
     said, cells, placed = sight_labels([row for _, row in images])
     pixels = np.stack([p for p, _ in images])
     torch.manual_seed(0)
-    sight = Sight(make_model(make_processor(images)).model.vision_tower, said.shape[1], cells.shape[2]).train()
+    sight = Sight(
+        make_model(make_processor(images)).model.vision_tower, said.shape[1], cells.shape[2]
+    ).train()
     optimiser = torch.optim.AdamW(sight.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
-    entropy, rng, start, step, losses = torch.nn.functional.binary_cross_entropy_with_logits, np.random.default_rng(0), time.time(), 0, []
+    entropy, rng, start, step, losses = (
+        torch.nn.functional.binary_cross_entropy_with_logits,
+        np.random.default_rng(0),
+        time.time(),
+        0,
+        [],
+    )
     while (spent := time.time() - start) < minutes * 60:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(spent / (minutes * 60), 1.5e-3)
@@ -402,7 +464,7 @@ def warm_tower(folder: Path, minutes: float, batch_size: int = 32) -> None:
 def train(
     folder: Path, output: Path, minutes: float, batch_size: int, caption_frac: float, seed: int = 0
 ) -> None:
-    """Trains until the minutes are used up; every 3 minutes writes a state from which the same call goes on."""
+    """Trains until the minutes are used up; every 3 minutes writes a state to go on from."""
     images = training_images()
     processor = make_processor(images)
     model = make_model(processor).train()
@@ -438,7 +500,9 @@ def train(
     export(output, model, processor)
 
 
-def save_state(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, spent: float, step: int) -> None:
+def save_state(
+    path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, spent: float, step: int
+) -> None:
     """Written beside and renamed, so that a stop in the middle leaves the last whole state."""
     path.parent.mkdir(parents=True, exist_ok=True)
     payload = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "spent": spent, "step": step}
@@ -458,7 +522,9 @@ def export(folder: Path, model: LlavaForConditionalGeneration, processor: LlavaP
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=OUT)
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/embedded-model"), help="states to resume from")
+    parser.add_argument(
+        "--work_dir", type=Path, default=Path("runs/embedded-model"), help="states to resume from"
+    )
     parser.add_argument("--minutes", type=float, default=60.0, help="of which a sixth warms up the tower")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--caption_frac", type=float, default=0.6)

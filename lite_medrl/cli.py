@@ -111,6 +111,9 @@ def make_parser() -> argparse.ArgumentParser:
     three = verb(data, "data")
     three.add_argument("what", choices=["list", "inspect"], help="list the sources, or count and check one")
     three.add_argument("source", nargs="?", default="embedded", help='"embedded" (default) or a .jsonl file')
+    four = verb(pool, "pool")
+    four.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN", help="finished runs that differ in seed")
+    four.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the JSON there as well")
     verb(doctor, "doctor")
     return parser
 
@@ -149,6 +152,17 @@ def data(args: argparse.Namespace, show: Show) -> None:
 
     report = samples.inspect(args.source) if args.what == "inspect" else samples.catalogue()
     show(report, samples.describe(report))
+
+
+def pool(args: argparse.Namespace, show: Show) -> None:
+    """Put runs with different seeds together: means, intervals, paired tests."""
+    from lite_medrl.measure.pool import describe, pool
+
+    pooled = pool(args.run_dirs)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(pooled, indent=2) + "\n")
+    show(pooled, describe(pooled))
 
 
 def doctor(args: argparse.Namespace, show: Show) -> int:

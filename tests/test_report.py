@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from lite_medrl.data.answers import parse
 from lite_medrl.data.sources import load_samples
 from lite_medrl.measure.statistics import bootstrap_ci, mcnemar
 from lite_medrl.measure.support import decide, diagnose, majority_baseline
 from lite_medrl.recipe import load_recipe, to_yaml
-from lite_medrl.tools.report import write_report
-from lite_medrl.types import RecipeError, Sample
+from lite_medrl.types import Sample
 
 REPO = Path(__file__).parents[1]
 Json = dict[str, Any]
@@ -52,7 +50,7 @@ def fake_run(
             lines += [head | a for a in answered]
             if split == "validation" and stage != "grpo":
                 row = {"after": name, "split": split} | decide(support, 0.5).to_json()
-                row["action"] = names[i + 1].partition("-")[0] if i + 1 < len(names) else row["action"]
+                row["action"] = names[i + 1].partition("-")[0] if i + 1 < len(names) else "grpo"
                 decisions.append(row)
     if "grpo" in names:
         lines += [{"stage": "grpo", "rollout": True, "step": 80, "completion": HOSTILE, "advantage": 0.5, "rewards": {"a": 1.0}}]

@@ -23,7 +23,9 @@ def question_text(question: str, options: Sequence[str], instruction: str = INST
     return "\n".join(line for line in lines if line)
 
 
-def messages(sample: Sample, instruction: str = INSTRUCTION, system: str | None = None) -> list[dict[str, Any]]:
+def messages(
+    sample: Sample, instruction: str = INSTRUCTION, system: str | None = None
+) -> list[dict[str, Any]]:
     """Chat messages with one image placeholder per image, images first."""
     content: list[dict[str, Any]] = [{"type": "image"} for _ in sample.images]
     content.append({"type": "text", "text": question_text(sample.question, sample.options, instruction)})
@@ -40,7 +42,9 @@ def target_text(sample: Sample, *, think: bool = True, letter: bool = False) -> 
 def conversation(
     sample: Sample, instruction: str = INSTRUCTION, system: str | None = None, *, letter: bool = False
 ) -> dict[str, Any]:
-    """TRL's columns of one row: prompt and completion (images are put in front by TRL), and what rewards need."""
+    """TRL's columns of one row: prompt and completion (images are put in front by TRL), and what rewards
+    need.
+    """
     head = [{"role": "system", "content": system}] if system else []
     text = question_text(sample.question, sample.options, instruction)
     return {

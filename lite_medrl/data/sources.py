@@ -30,7 +30,9 @@ def load_samples(source: str, split: str, *, kinds: Sequence[str] | None = None)
     samples = embedded_samples() if source == "embedded" else jsonl_samples(Path(source))
     chosen = [s for s in samples if s.split == split and (kinds is None or s.kind in kinds)]
     if not chosen:
-        have = ", ".join(f"{name} ({sum(s.split == name for s in samples)})" for name in sorted({s.split for s in samples}))
+        have = ", ".join(
+            f"{name} ({sum(s.split == name for s in samples)})" for name in sorted({s.split for s in samples})
+        )
         wanted = f" and kinds {', '.join(kinds)}" if kinds else ""
         raise DataError(f"{source}: no sample in split {split!r}{wanted}; the file has {have or 'no rows'}")
     return chosen
@@ -43,7 +45,9 @@ def embedded_samples() -> list[Sample]:
     rows = [{**shared(images[row["image"]]), **row} for row in read_jsonl(EMBEDDED / "questions.jsonl")]
     for row in rows:
         row["images"] = [ImageRef(pack, images[row["image"]]["file"])]
-    return checked([sample_of(row, f"{EMBEDDED / 'questions.jsonl'}:{n}") for n, row in enumerate(rows, 1)], "embedded")
+    return checked(
+        [sample_of(row, f"{EMBEDDED / 'questions.jsonl'}:{n}") for n, row in enumerate(rows, 1)], "embedded"
+    )
 
 
 def shared(image: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +63,9 @@ def jsonl_samples(path: Path) -> list[Sample]:
         names = row.get("images", row.get("image"))
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise DataError(f'{path}:{n}: "images" must be a list of file names (or "image" one name), got {names!r}')
+            raise DataError(
+                f'{path}:{n}: "images" must be a list of file names (or "image" one name), got {names!r}'
+            )
         row["images"] = [ImageRef(str(path.parent / name)) for name in names]
         samples.append(sample_of(row, f"{path}:{n}"))
     return checked(samples, str(path))
@@ -87,7 +93,9 @@ def sample_of(row: dict[str, Any], where: str) -> Sample:
     """A Sample from a row that already has its ImageRefs."""
     missing = [key for key in REQUIRED if key not in row]
     if missing:
-        raise DataError(f"{where}: missing {', '.join(missing)}; a row needs {', '.join(REQUIRED)} and images")
+        raise DataError(
+            f"{where}: missing {', '.join(missing)}; a row needs {', '.join(REQUIRED)} and images"
+        )
     options = row["options"]
     if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS):
         raise DataError(f"{where}: options must be a list of 2 to {len(LETTERS)} texts, got {options!r}")
@@ -96,15 +104,23 @@ def sample_of(row: dict[str, Any], where: str) -> Sample:
     if answer not in options and answer in LETTERS[: len(options)]:
         answer = options[LETTERS.index(answer)]
     if answer not in options:
-        raise DataError(f"{where}: gold answer {answer!r} is not among the options {options}; fix the row or drop it")
+        raise DataError(
+            f"{where}: gold answer {answer!r} is not among the options {options}; fix the row or drop it"
+        )
     if len(set(options)) != len(options):
         raise DataError(f"{where}: an option stands twice in {options}; drop one")
     text = {key: str(row.get(key, "unknown")) for key in ("kind", "modality", "source", "licence")}
     return Sample(
-        id=str(row["id"]), images=tuple(row["images"]), question=str(row["question"]), options=tuple(options),
-        answer=answer, split=str(row.get("split", "train")), reasoning=row.get("reasoning"), subject=row.get("subject"),
+        id=str(row["id"]),
+        images=tuple(row["images"]),
+        question=str(row["question"]),
+        options=tuple(options),
+        answer=answer,
+        split=str(row.get("split", "train")),
+        reasoning=row.get("reasoning"),
+        subject=row.get("subject"),
         **text,
-    )  # fmt: skip
+    )
 
 
 def checked(samples: list[Sample], source: str) -> list[Sample]:
@@ -114,7 +130,9 @@ def checked(samples: list[Sample], source: str) -> list[Sample]:
     seen: dict[str, int] = {}
     for n, sample in enumerate(samples, 1):
         if sample.id in seen:
-            raise DataError(f"{source}: id {sample.id!r} stands twice (rows {seen[sample.id]} and {n}); ids must be unique")
+            raise DataError(
+                f"{source}: id {sample.id!r} stands twice (rows {seen[sample.id]} and {n}); each needs its own"
+            )
         seen[sample.id] = n
     return samples
 

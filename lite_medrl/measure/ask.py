@@ -1,4 +1,4 @@
-"""Puts questions to a model and reads the answers: one greedy answer and n sampled ones for every question."""
+"""Puts questions to a model and reads the answers: a greedy one and n sampled ones for every question."""
 
 from __future__ import annotations
 
@@ -55,11 +55,18 @@ def ask(
             processor, batch, instruction=instruction, system=system, blank=blank, device=device
         )
         groups = generate(
-            model, processor, inputs, num_generations=num_samples + 1, sampling=sampling, seed=seed,
-            keys_P=[zlib.crc32(s.id.encode()) for s in batch], greedy_first=True,
-        )  # fmt: skip
+            model,
+            processor,
+            inputs,
+            num_generations=num_samples + 1,
+            sampling=sampling,
+            seed=seed,
+            keys_P=[zlib.crc32(s.id.encode()) for s in batch],
+            greedy_first=True,
+        )
         asked += [
-            read(sample, group[0].text, [c.text for c in group[1:]]) for sample, group in zip(batch, groups, strict=True)
+            read(sample, group[0].text, [c.text for c in group[1:]])
+            for sample, group in zip(batch, groups, strict=True)
         ]
         progress(len(batch))
     return asked

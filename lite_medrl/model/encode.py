@@ -28,11 +28,13 @@ def encode_prompts(
         blank: replace every image by a mid-grey one of the same size (the image-reliance baseline).
 
     Returns:
-        input_ids and attention_mask int64 [P, L] (left padded) and what the processor adds, such as pixel_values.
+        input_ids and attention_mask int64 [P, L] (left padded) and what the processor adds, such as
+        pixel_values.
     """
     images = [[grey(load_image(ref)) if blank else load_image(ref) for ref in s.images] for s in samples]
     texts = [
-        processor.apply_chat_template(messages(s, instruction, system), add_generation_prompt=True) for s in samples
+        processor.apply_chat_template(messages(s, instruction, system), add_generation_prompt=True)
+        for s in samples
     ]
     batch = processor(text=texts, images=images, padding=True, return_tensors="pt")
     check_image_tokens(processor, batch, samples)
@@ -52,11 +54,13 @@ def check_image_tokens(processor: Any, batch: Any, samples: Sequence[Sample]) ->
     counts = (batch["input_ids"] == image_token).sum(1).tolist()
     for sample, count in zip(samples, counts, strict=True):
         if sample.images and not count:
-            raise DataError(f"sample {sample.id}: its prompt holds no image token; the chat template dropped the image")
+            raise DataError(
+                f"sample {sample.id}: its prompt holds no image token; the chat template dropped the image"
+            )
 
 
 def special_ids(processor: Any) -> list[int]:
-    """Token ids that an answer must never hold: image, pad and every other special token but the end tokens."""
+    """Token ids that an answer must never hold: image, pad and all other special tokens but the stops."""
     tokenizer = processor.tokenizer
     return sorted(set(tokenizer.all_special_ids) - set(stop_ids(processor)))
 
@@ -73,4 +77,6 @@ def check_left_padded(mask_PL: torch.Tensor) -> None:
     """ValueError if any prompt is padded on the right: its last state would be a pad token's."""
     if not bool(mask_PL[:, -1].all()):
         row = int((mask_PL[:, -1] == 0).nonzero()[0])
-        raise ValueError(f"prompt row {row} is padded on the right; set processor.tokenizer.padding_side = 'left'")
+        raise ValueError(
+            f"prompt row {row} is padded on the right; set processor.tokenizer.padding_side = 'left'"
+        )

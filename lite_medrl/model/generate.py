@@ -1,9 +1,10 @@
-"""Draws G answers for each prompt: one prefill per prompt, keys and values copied to its G rows, finished rows dropped.
+"""Draws G answers for each prompt: one prefill per prompt, keys and values copied to its G rows, finished
+rows dropped.
 
-Every row owns its random numbers, drawn from (seed, step, prompt key, g), so batch layout does not change the samples.
-Each token comes with the log-prob of the distribution that was really sampled. Image, pad and other special tokens are
-banned. Models whose positions are not a plain count (M-RoPE) or whose cache is not plain go through transformers'
-own generate; the choice is logged.
+Every row owns its random numbers, drawn from (seed, step, prompt key, g), so batch layout does not change the
+samples. Each token comes with the log-prob of the distribution that was really sampled. Image, pad and other
+special tokens are banned. Models whose positions are not a plain count (M-RoPE) or whose cache is not plain
+go through transformers' own generate; the choice is logged.
 
 Letters: P prompts, G completions of a prompt, R rows = P x G, V vocabulary.
 """
@@ -41,9 +42,12 @@ class Sampling:
 
 
 class RoomyLayer(DynamicLayer):
-    """A cache layer that grows by a block of positions at a time instead of copying itself for every token."""
+    """A cache layer that grows by a block of positions at a time; stock ones copy themselves every token."""
 
     room = 32
+    keys: Any
+    values: Any
+    buffers: Any = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -52,7 +56,7 @@ class RoomyLayer(DynamicLayer):
         if not self.is_initialized or self.get_seq_length() == 0:
             return super().update(key_states, value_states)
         old, new = self.get_seq_length(), key_states.shape[-2]
-        buffers = getattr(self, "buffers", None)
+        buffers = self.buffers
         if buffers is None or buffers[0].shape[0] != key_states.shape[0] or buffers[0].shape[-2] < old + new:
             shape = (*self.keys.shape[:2], old + new + self.room, self.keys.shape[-1])
             buffers = (self.keys.new_empty(shape), self.values.new_empty(shape))
@@ -98,7 +102,8 @@ def generate(
     Args:
         inputs: left-padded model inputs of the P prompts (`encode_prompts`).
         keys_P: a number that names each prompt in the random streams; 0, 1, .. when left out.
-        greedy_first: the first completion of every prompt takes the likeliest tokens (diagnose needs both kinds).
+        greedy_first: the first completion of every prompt takes the likeliest tokens (diagnose needs both
+            kinds).
 
     Returns:
         P lists of G completions; token ids include the end token.
@@ -107,7 +112,9 @@ def generate(
     model.eval()
     try:
         if has_plain_positions(model):
-            rows = _decode(model, processor, inputs, num_generations, sampling, (seed, step), keys_P, greedy_first)
+            rows = _decode(
+                model, processor, inputs, num_generations, sampling, (seed, step), keys_P, greedy_first
+            )
         else:
             rows = _hf_generate(model, processor, inputs, num_generations, sampling, seed, step)
             if greedy_first:
@@ -131,7 +138,7 @@ def _decode(
     count = inputs["input_ids"].shape[0]
     device = inputs["input_ids"].device
     text_config = model.config.get_text_config()
-    cache = DynamicCache(config=text_config)
+    cache: Any = DynamicCache(config=text_config)
     cache.layers = [RoomyLayer() for _ in range(text_config.num_hidden_layers)]
     mask_PL = inputs["attention_mask"]
     output = model(
@@ -141,7 +148,9 @@ def _decode(
     for layer in cache.layers:
         layer.select(repeat_R)
     mask_RL, logits_RV = mask_PL[repeat_R], output.logits[:, -1].float()[repeat_R]
-    uniform_RT = _uniforms(seed_step, keys_P or range(count), num_generations, sampling.max_new_tokens).to(device)
+    uniform_RT = _uniforms(seed_step, keys_P or range(count), num_generations, sampling.max_new_tokens).to(
+        device
+    )
     banned, stops = special_ids(processor), torch.tensor(stop_ids(processor, model), device=device)
     alive_R = torch.arange(len(repeat_R), device=device)
     tokens: list[list[int]] = [[] for _ in repeat_R]
@@ -161,12 +170,17 @@ def _decode(
             keep_R = going_R.nonzero().squeeze(1)
             for layer in cache.layers:
                 layer.select(keep_R)
-            alive_R, mask_RL, token_R, position_R = (x[keep_R] for x in (alive_R, mask_RL, token_R, position_R))
+            alive_R, mask_RL, token_R, position_R = (
+                x[keep_R] for x in (alive_R, mask_RL, token_R, position_R)
+            )
         mask_RL = torch.cat([mask_RL, mask_RL.new_ones(len(mask_RL), 1)], 1)
         output = model(
-            input_ids=token_R[:, None], attention_mask=mask_RL, position_ids=position_R[:, None],
-            past_key_values=cache, use_cache=True,
-        )  # fmt: skip
+            input_ids=token_R[:, None],
+            attention_mask=mask_RL,
+            position_ids=position_R[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
         logits_RV, position_R = output.logits[:, -1].float(), position_R + 1
     return completions_of(processor, tokens, logps, set(stops.tolist()))
 
@@ -185,7 +199,8 @@ def completions_of(
 def draw(
     logits_RV: torch.Tensor, uniform_R: torch.Tensor, sampling: Sampling, greedy_R: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token per row by inverting the distribution at `uniform_R` in [0, 1), and its log-prob there (fp32).
+    """One token per row by inverting the distribution at `uniform_R` in [0, 1), and its log-prob there
+    (fp32).
 
     Rows that are True in `greedy_R`, or all at temperature 0, take the likeliest token.
     """
@@ -195,7 +210,9 @@ def draw(
     logp_RV = truncate((logits_RV / sampling.temperature).log_softmax(-1), sampling).log_softmax(-1)
     cumulative_RV = logp_RV.double().exp().cumsum(-1)
     target_R1 = uniform_R[:, None] * cumulative_RV[:, -1:]
-    token_R = torch.searchsorted(cumulative_RV, target_R1, right=True).squeeze(1).clamp(max=logits_RV.shape[1] - 1)
+    token_R = (
+        torch.searchsorted(cumulative_RV, target_R1, right=True).squeeze(1).clamp(max=logits_RV.shape[1] - 1)
+    )
     if greedy_R is not None:
         token_R = torch.where(greedy_R, logits_RV.argmax(-1), token_R)
     return token_R, logp_RV.gather(1, token_R[:, None]).squeeze(1)
@@ -217,30 +234,53 @@ def truncate(logp_RV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     return logp_RV
 
 
-def _uniforms(seed_step: tuple[int, int], keys_P: Sequence[int], num_generations: int, length: int) -> torch.Tensor:
+def _uniforms(
+    seed_step: tuple[int, int], keys_P: Sequence[int], num_generations: int, length: int
+) -> torch.Tensor:
     """Uniform numbers float64 [P * G, length], row (p, g) from its own stream."""
     rows = [
-        np.random.default_rng([*seed_step, key, g]).random(length) for key in keys_P for g in range(num_generations)
+        np.random.default_rng([*seed_step, key, g]).random(length)
+        for key in keys_P
+        for g in range(num_generations)
     ]
     return torch.from_numpy(np.stack(rows))
 
 
 def _hf_generate(
-    model: Any, processor: Any, inputs: dict[str, torch.Tensor], num_generations: int, sampling: Sampling,
-    seed: int, step: int,
-) -> list[Completion]:  # fmt: skip
-    log.info("%s: answers are drawn by transformers' generate (positions or cache are not plain)", model.config.model_type)
+    model: Any,
+    processor: Any,
+    inputs: dict[str, torch.Tensor],
+    num_generations: int,
+    sampling: Sampling,
+    seed: int,
+    step: int,
+) -> list[Completion]:
+    log.info(
+        "%s: answers are drawn by transformers' generate (positions or cache are not plain)",
+        model.config.model_type,
+    )
     torch.manual_seed(hash((seed, step)) % 2**31)
     stops = stop_ids(processor, model)
     options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
     output = model.generate(
-        **inputs, do_sample=sampling.temperature > 0, num_return_sequences=num_generations,
-        max_new_tokens=sampling.max_new_tokens, eos_token_id=stops, pad_token_id=processor.tokenizer.pad_token_id,
-        suppress_tokens=special_ids(processor), output_logits=False, output_scores=True, return_dict_in_generate=True,
+        **inputs,
+        do_sample=sampling.temperature > 0,
+        num_return_sequences=num_generations,
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=stops,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        suppress_tokens=special_ids(processor),
+        output_logits=False,
+        output_scores=True,
+        return_dict_in_generate=True,
         **(options if sampling.temperature > 0 else {}),
-    )  # fmt: skip
+    )
     new_RT = output.sequences[:, inputs["input_ids"].shape[1] :]
-    logp_RT = torch.stack([s.float().log_softmax(-1) for s in output.scores], 1).gather(2, new_RT[..., None]).squeeze(2)
+    logp_RT = (
+        torch.stack([s.float().log_softmax(-1) for s in output.scores], 1)
+        .gather(2, new_RT[..., None])
+        .squeeze(2)
+    )
     tokens, logps = [], []
     for row, row_logps in zip(new_RT.tolist(), logp_RT.tolist(), strict=True):
         end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))

@@ -1,7 +1,8 @@
 """Loads a vision-language model in NF4 with a LoRA, and says once which device and dtype it will run in.
 
-The vision tower, the projector and the head stay unquantised; LoRA goes on the language model's linear layers only. The
-same call serves the embedded model on a CPU and a hub id on a GPU. Only safetensors, never remote code.
+The vision tower, the projector and the head stay unquantised; LoRA goes on the language model's linear layers
+only. The same call serves the embedded model on a CPU and a hub id on a GPU. Only safetensors, never remote
+code.
 """
 
 from __future__ import annotations
@@ -21,8 +22,17 @@ from lite_medrl.types import ModelError
 log = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parent / "embedded"
-# Module names that stay in 16 bit, over the families that transformers ships: towers, projectors, mergers, heads.
-UNQUANTISED = ["vision_tower", "vision_model", "visual", "multi_modal_projector", "connector", "embed_vision", "lm_head"]
+# Module names that stay in 16 bit, over the families that transformers ships: towers, projectors, mergers,
+# heads.
+UNQUANTISED = [
+    "vision_tower",
+    "vision_model",
+    "visual",
+    "multi_modal_projector",
+    "connector",
+    "embed_vision",
+    "lm_head",
+]
 TEXT_PATHS = ("model.language_model", "model.text_model", "language_model", "model")
 
 
@@ -48,7 +58,7 @@ class Loaded:
 
 
 def policy_for_machine(dtype: str = "auto") -> Policy:
-    """fp32 on a CPU, fp16 on cards before Ampere (T4), bf16 from Ampere on; `dtype` other than "auto" wins."""
+    """fp32 on a CPU, fp16 on cards before Ampere (T4), bf16 from Ampere on; another `dtype` wins."""
     cuda = torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
     if dtype != "auto":
@@ -69,6 +79,7 @@ def load(
     double_quant: bool = True,
     dtype: str = "auto",
     attn_implementation: str = "sdpa",
+    max_image_tokens: int | None = None,
 ) -> Loaded:
     """The quantised base without an adapter.
 
@@ -88,7 +99,9 @@ def load(
         llm_int8_skip_modules=UNQUANTISED,
     )
     try:
-        processor = AutoProcessor.from_pretrained(path, revision=revision, trust_remote_code=False, padding_side="left")
+        processor = AutoProcessor.from_pretrained(
+            path, revision=revision, trust_remote_code=False, padding_side="left"
+        )
         model = AutoModelForImageTextToText.from_pretrained(
             path,
             revision=revision,
@@ -100,11 +113,28 @@ def load(
             trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"model.model_name_or_path: cannot load {model_name_or_path!r}: {first_line(error)}") from error
+        raise ModelError(
+            f"model.model_name_or_path: cannot load {model_name_or_path!r}: {first_line(error)}"
+        ) from error
     processor.tokenizer.padding_side = "left"
+    if max_image_tokens is not None:
+        limit_image_tokens(processor, max_image_tokens)
     keep_canonical_nf4(model)
     log.info("model %s on %s", model_name_or_path, policy)
     return Loaded(model, processor, policy)
+
+
+def limit_image_tokens(processor: Any, max_image_tokens: int) -> None:
+    """Makes a Qwen-style processor shrink images (aspect kept) until each costs at most this many tokens."""
+    image_processor = processor.image_processor
+    patch, merge = getattr(image_processor, "patch_size", None), getattr(image_processor, "merge_size", None)
+    if not (isinstance(patch, int) and isinstance(merge, int)):
+        raise ModelError(
+            f"model.max_image_tokens: {type(image_processor).__name__} has a fixed number of tokens an image; "
+            "leave it out for this model"
+        )
+    pixels = (patch * merge) ** 2
+    image_processor.size = {"shortest_edge": pixels, "longest_edge": max_image_tokens * pixels}
 
 
 def refuse_unsafe(path: str) -> None:
@@ -112,18 +142,26 @@ def refuse_unsafe(path: str) -> None:
     folder = Path(path)
     if not folder.is_dir():
         if folder.is_absolute() or path.startswith("."):
-            raise ModelError(f"model.model_name_or_path: no folder {path!r}; give a folder, a hub id, or 'embedded'")
+            raise ModelError(
+                f"model.model_name_or_path: no folder {path!r}; give a folder, a hub id, or 'embedded'"
+            )
         return
     if not (folder / "config.json").is_file():
         raise ModelError(f"model.model_name_or_path: {folder} has no config.json; is it a saved model?")
     try:
         config = json.loads((folder / "config.json").read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"model.model_name_or_path: {folder / 'config.json'} is not JSON: {first_line(error)}") from error
+        raise ModelError(
+            f"model.model_name_or_path: {folder / 'config.json'} is not JSON: {first_line(error)}"
+        ) from error
     if "auto_map" in config:
-        raise ModelError(f"model.model_name_or_path: {folder} wants to run its own code (auto_map); this is refused")
+        raise ModelError(
+            f"model.model_name_or_path: {folder} wants to run its own code (auto_map); this is refused"
+        )
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"model.model_name_or_path: {folder} holds no .safetensors; pickled weights are refused")
+        raise ModelError(
+            f"model.model_name_or_path: {folder} holds no .safetensors; pickled weights are refused"
+        )
 
 
 def first_line(error: BaseException) -> str:
@@ -134,12 +172,13 @@ def first_line(error: BaseException) -> str:
 def keep_canonical_nf4(model: nn.Module) -> None:
     """Keeps bitsandbytes from repacking 4-bit weights on AVX512-BF16 CPUs.
 
-    The repacked form computes in bf16 and its backward pass is not defined, yet it stays in place when training starts
-    after an evaluation: the gradient would be silently wrong, and numbers would differ from one CPU to the next.
+    The repacked form computes in bf16 and its backward pass is not defined, yet it stays in place when
+    training starts after an evaluation: the gradient would be silently wrong, and numbers would differ from
+    one CPU to the next.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (a plain assignment is for tensors)
 
 
 def text_model(model: nn.Module) -> nn.Module:
@@ -162,18 +201,31 @@ def lora_targets(model: nn.Module, target_modules: str | list[str] = "language-l
     if target_modules != "language-linear":
         return target_modules
     path = text_model_path(model) + "."
-    return [name for name, module in model.named_modules() if name.startswith(path) and isinstance(module, nn.Linear)]
+    return [
+        name
+        for name, module in model.named_modules()
+        if name.startswith(path) and isinstance(module, nn.Linear)
+    ]
 
 
 def add_lora(
-    model: nn.Module, *, r: int, lora_alpha: int, lora_dropout: float, target_modules: str | list[str], seed: int
+    model: nn.Module,
+    *,
+    r: int,
+    lora_alpha: int,
+    lora_dropout: float,
+    target_modules: str | list[str],
+    seed: int,
 ) -> PeftModel:
     """A fresh LoRA named "default" in fp32 (B = 0, so the model answers as before); seeded."""
     torch.manual_seed(seed)
     config = LoraConfig(
-        r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=lora_targets(model, target_modules),
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=lora_targets(model, target_modules),
         task_type="CAUSAL_LM",
-    )  # fmt: skip
+    )
     return fp32_adapter(get_peft_model(model, config))
 
 

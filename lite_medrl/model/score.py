@@ -1,12 +1,13 @@
 """Log-probs of given completions: the prompt passes through the network once, its completions read its cache.
 
-The states that predict trained tokens are the prompt's last state (it serves the first token of all its completions)
-and every completion token but the last; only these reach the head, through `medrl_kernels.grouped_logp`. Gradients flow
-through the cached keys and values. Models that cannot share a prompt this way are scored as separate rows; results are
-the same.
+The states that predict trained tokens are the prompt's last state (it serves the first token of all its
+completions) and every completion token but the last; only these reach the head, through
+`medrl_kernels.grouped_logp`. Gradients flow through the cached keys and values. Models that cannot share a
+prompt this way are scored as separate rows; results are the same.
 
-Letters: P prompts, B completions, L prompt tokens (left padded), C completion tokens (right padded), N trained tokens in
-the packed order of the kernels (completion after completion), S source states, D hidden, V vocabulary.
+Letters: P prompts, B completions, L prompt tokens (left padded), C completion tokens (right padded), N
+trained tokens in the packed order of the kernels (completion after completion), S source states, D hidden, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from medrl_kernels import GroupedLogp, grouped_logp
 from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from lite_medrl.model.generate import has_plain_positions, positions
+from medrl_kernels import GroupedLogp, grouped_logp
 
 log = logging.getLogger(__name__)
-# Model inputs that hold one value per token rather than per image; a separate row extends them over its completion.
+# Model inputs that hold one value per token rather than per image; a separate row extends them over its
+# completion.
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
 
 
@@ -47,7 +49,7 @@ def score(
     Returns:
         logp_N and entropy_N, float32, in the order of `completions_B`.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     ids_B = [torch.tensor(list(c), device=inputs["input_ids"].device) for c in completions_B]
     if has_plain_positions(base) and not getattr(base, "is_gradient_checkpointing", False):
         hidden_SD, source_N = _shared(base, inputs, ids_B, owner_B)
@@ -55,9 +57,15 @@ def score(
         hidden_SD, source_N = _separate(base, inputs, ids_B, owner_B)
     head, text = base.get_output_embeddings(), base.config.get_text_config()
     return grouped_logp(
-        hidden_SD, head.weight, torch.cat(ids_B), source_N, temperature=temperature, bias_V=head.bias,
-        softcap=getattr(text, "final_logit_softcapping", None), with_entropy=with_entropy,
-    )  # fmt: skip
+        hidden_SD,
+        head.weight,
+        torch.cat(ids_B),
+        source_N,
+        temperature=temperature,
+        bias_V=head.bias,
+        softcap=getattr(text, "final_logit_softcapping", None),
+        with_entropy=with_entropy,
+    )
 
 
 def _shared(
@@ -66,7 +74,7 @@ def _shared(
     """Source states [S, D] (P prompt ends, then the fed completion tokens) and source_N."""
     device = inputs["input_ids"].device
     owner = torch.tensor(list(owner_B), device=device)
-    cache = DynamicCache(config=base.config.get_text_config())
+    cache: Any = DynamicCache(config=base.config.get_text_config())
     prompt_PLD = base.model(
         **inputs, position_ids=positions(inputs["attention_mask"]), past_key_values=cache, use_cache=True
     ).last_hidden_state
@@ -81,9 +89,12 @@ def _shared(
         mask_BL = inputs["attention_mask"][owner]
         position_BC = mask_BL.sum(1, keepdim=True) + torch.arange(fed_BC.shape[1], device=device)
         hidden_BCD = base.model(
-            input_ids=fed_BC, attention_mask=torch.cat([mask_BL, valid_BC.to(mask_BL.dtype)], 1),
-            position_ids=position_BC, past_key_values=cache, use_cache=True,
-        ).last_hidden_state  # fmt: skip
+            input_ids=fed_BC,
+            attention_mask=torch.cat([mask_BL, valid_BC.to(mask_BL.dtype)], 1),
+            position_ids=position_BC,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
         states.append(hidden_BCD[valid_BC])
     first = len(prompt_PLD)
     for prompt, length in zip(owner_B, lengths_B.tolist(), strict=True):
@@ -112,7 +123,7 @@ def _separate(
 
 
 def repeat_rows(inputs: dict[str, torch.Tensor], owner_B: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Copies each prompt's tensors to its completions; patches of Qwen-style inputs are regrouped by image."""
+    """Copies each prompt's tensors to its completions; Qwen-style patches are regrouped by image."""
     if "image_grid_thw" not in inputs:
         return {key: value[owner_B] for key, value in inputs.items()}
     grid = inputs["image_grid_thw"]
@@ -122,4 +133,7 @@ def repeat_rows(inputs: dict[str, torch.Tensor], owner_B: torch.Tensor) -> dict[
     image_B = (owner_B[:, None] * per_prompt + torch.arange(per_prompt, device=owner_B.device)).flatten()
     patches = inputs["pixel_values"].split(grid.prod(1).tolist())
     rows = {k: v[owner_B] for k, v in inputs.items() if k not in ("pixel_values", "image_grid_thw")}
-    return rows | {"pixel_values": torch.cat([patches[i] for i in image_B.tolist()]), "image_grid_thw": grid[image_B]}
+    return rows | {
+        "pixel_values": torch.cat([patches[i] for i in image_B.tolist()]),
+        "image_grid_thw": grid[image_B],
+    }

@@ -1,6 +1,7 @@
-"""Puts one question to every stage of a finished run: one base in memory, the run's adapters switched under a lock.
+"""Puts one question to every stage of a finished run, with one base in memory.
 
-The base is the model with its adapters off. A stage that the run does not have is left out.
+The run's adapters are switched under a lock; the base is the model with its adapters off. A stage that the
+run does not have is left out.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TRAINED = ("sft", "grpo")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one stage said: its text, the reading of it, right or wrong where a gold answer is known, seconds."""
+    """What one stage said, how it was read, right or wrong where a gold answer is known, and seconds."""
 
     stage: str
     text: str
@@ -68,13 +69,12 @@ class Comparison:
         model = recipe.model
         loaded = load(
             model.model_name_or_path, revision=model.revision, load_in_4bit=model.load_in_4bit,
-            quant_type=model.bnb_4bit_quant_type, double_quant=model.bnb_4bit_use_double_quant, dtype=model.dtype,
-            attn_implementation=model.attn_implementation, max_image_tokens=model.max_image_tokens,
+            quant_type=model.bnb_4bit_quant_type, double_quant=model.bnb_4bit_use_double_quant,
+            dtype=model.dtype, attn_implementation=model.attn_implementation,
+            max_image_tokens=model.max_image_tokens,
         )  # fmt: skip
         tuned = with_adapters(loaded.model, adapters)
-        return cls(
-            type(loaded)(tuned, loaded.processor, loaded.policy), ("base", *adapters), recipe, run_dir
-        )
+        return cls(type(loaded)(tuned, loaded.processor, loaded.policy), ("base", *adapters), recipe, run_dir)
 
     def answer(self, stage: str, sample: Sample) -> Reply:
         """The greedy answer of one stage; `correct` is None where the sample has no gold answer ("").
@@ -104,7 +104,7 @@ class Comparison:
             yield self.answer(stage, sample)
 
     def examples(self, count: int, seed: int = 0) -> list[Sample]:
-        """At most `count` questions of the run's test split about as many images, drawn by chance, kinds mixed.
+        """At most `count` questions of the test split, each about another image, drawn by chance.
 
         Raises DataError where the run's data cannot be read any more.
         """
@@ -130,11 +130,11 @@ def refuse_incomplete(folder: Path) -> None:
     """ModelError for an adapter without its config, or with weights that are not safetensors."""
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
-            raise ModelError(f"adapter {folder}: {name} is missing; go on with the run (--resume) or make it again")
+            raise ModelError(f"adapter {folder}: {name} is missing; resume the run or make it again")
 
 
 def with_adapters(model: Any, adapters: dict[str, Path]) -> Any:
-    """The model with each adapter under its stage's name, in evaluation mode; ModelError where one does not fit."""
+    """The model with each adapter under its stage's name, not training; ModelError where one does not fit."""
     from peft import PeftModel
     from safetensors import SafetensorError
 
@@ -149,7 +149,7 @@ def with_adapters(model: Any, adapters: dict[str, Path]) -> Any:
                 else:
                     model = PeftModel.from_pretrained(model, str(folder), adapter_name=stage)
         except (OSError, ValueError, KeyError, RuntimeError, UserWarning, SafetensorError) as error:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            why = " ".join(str(error).split())[:300] or type(error).__name__
             raise ModelError(f"adapter {folder}: does not load onto the recipe's model: {why}") from error
     return model.eval()
 
@@ -162,7 +162,7 @@ def switched(model: Any, stage: str) -> Any:
 
 
 def spread(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
-    """At most `count` samples, no image twice, taken in turn from the modalities and within them from the kinds."""
+    """At most `count` samples, no image twice, in turn from the modalities and within them from the kinds."""
     shuffled = random.Random(seed).sample(list(samples), len(samples))
     kinds: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     for sample in shuffled:

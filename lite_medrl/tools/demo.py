@@ -1,7 +1,7 @@
 """Serves the page of `lite-medrl demo RUN` on this machine only, until Ctrl-C.
 
-Nothing is fetched, shared, counted or kept: no share link, no analytics, no API, no run history; uploads lie in a
-folder that goes when the demo ends. The page itself is page.py.
+Nothing is fetched, shared, counted or kept: no share link, no analytics, no API, no run history; uploads lie
+in a folder that goes when the demo ends. The page itself is demo_page.py.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lite_medrl.tools import cards
 from lite_medrl.tools.compare import Comparison
 from lite_medrl.types import RecipeError
 
@@ -24,7 +24,7 @@ QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "
 
 
 def launch(run_dir: Path | str, port: int | None = None) -> None:
-    """Serves the page until Ctrl-C; the address is printed on stderr. Without a port the first free one from 7860.
+    """Serves the page until Ctrl-C, on the given port or the first free one from 7860; prints the address.
 
     Raises:
         RecipeError: no run in the folder, gradio is not installed, or the port is taken.
@@ -54,11 +54,11 @@ def serve(comparison: Comparison, port: int | None = None) -> Iterator[str]:
 
 def page_of(comparison: Comparison) -> tuple[Any, dict[str, Any]]:
     """The page and its look; RecipeError with the way to get gradio where it is not installed."""
-    try:
-        from lite_medrl.tools import page
-    except ImportError as error:
-        raise RecipeError(f"the demo needs gradio ({error}): pip install 'lite-medrl[demo]'") from error
-    return page.build(comparison), {"theme": page.theme(), "css": cards.STYLE + page.STYLE}
+    if find_spec("gradio") is None:
+        raise RecipeError("the demo needs gradio, which is not installed: pip install 'lite-medrl[demo]'")
+    from lite_medrl.tools import demo_page as page
+
+    return page.build(comparison), {"theme": page.theme(), "css": page.style()}
 
 
 def start(blocks: Any, port: int | None, look: dict[str, Any]) -> str:
@@ -66,9 +66,10 @@ def start(blocks: Any, port: int | None, look: dict[str, Any]) -> str:
     blocks.queue(api_open=False, max_size=QUEUE_SIZE, default_concurrency_limit=1)
     try:
         _, url, _ = blocks.launch(
-            server_name=HOST, server_port=port, share=False, prevent_thread_lock=True, inbrowser=False, inline=False,
-            quiet=True, show_error=False, max_file_size=MAX_FILE, allowed_paths=[], footer_links=[],
-            run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False, **look,
+            server_name=HOST, server_port=port, share=False, prevent_thread_lock=True, inbrowser=False,
+            inline=False, quiet=True, show_error=False, max_file_size=MAX_FILE, allowed_paths=[],
+            footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
+            mcp_server=False, **look,
         )  # fmt: skip
     except OSError as error:
         wanted = f"--port {port} cannot be used" if port else "no free port from 7860 on"

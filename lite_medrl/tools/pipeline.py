@@ -1,7 +1,7 @@
 """The whole job: measure, bridge by SFT while support is weak, sharpen by GRPO, measure after each, report.
 
-`run` is the only place that writes a run directory. Each finished stage is put down in progress.json with its adapter,
-so that an interrupted run goes on where it stopped.
+`run` is the only place that writes a run directory. Each finished stage is put down in progress.json with its
+adapter, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def refuse_occupied(folder: Path, *, overwrite: bool, resume: bool) -> None:
         return
     ours = (folder / MARKER).is_file() and (folder / "recipe.yaml").is_file()
     if not ours:
-        raise RecipeError(f"output_dir: {folder} is not empty and holds no run of lite-medrl; give another folder")
+        raise RecipeError(
+            f"output_dir: {folder} is not empty and holds no run of lite-medrl; give another folder"
+        )
     if not (overwrite or resume):
         raise RecipeError(
             f"output_dir: {folder} holds a run already; add --resume to go on, --overwrite to replace it, "
@@ -106,15 +109,24 @@ class Job:
             check_images(samples)
         model, lora = recipe.model, recipe.lora
         loaded = load(
-            model.model_name_or_path, revision=model.revision, load_in_4bit=model.load_in_4bit,
-            quant_type=model.bnb_4bit_quant_type, double_quant=model.bnb_4bit_use_double_quant, dtype=model.dtype,
-            attn_implementation=model.attn_implementation, max_image_tokens=model.max_image_tokens,
-        )  # fmt: skip
+            model.model_name_or_path,
+            revision=model.revision,
+            load_in_4bit=model.load_in_4bit,
+            quant_type=model.bnb_4bit_quant_type,
+            double_quant=model.bnb_4bit_use_double_quant,
+            dtype=model.dtype,
+            attn_implementation=model.attn_implementation,
+            max_image_tokens=model.max_image_tokens,
+        )
         say(f"{model.model_name_or_path}: {loaded.policy}")
         peft = add_lora(
-            loaded.model, r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout,
-            target_modules=lora.target_modules, seed=recipe.seed,
-        )  # fmt: skip
+            loaded.model,
+            r=lora.r,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.lora_dropout,
+            target_modules=lora.target_modules,
+            seed=recipe.seed,
+        )
         job = cls(resolved, folder, type(loaded)(peft, loaded.processor, loaded.policy), sets)
         job.open_folder(overwrite=overwrite, resume=resume)
         return job
@@ -124,7 +136,9 @@ class Job:
         text = to_yaml(self.resolved)
         if resume and (self.folder / MARKER).is_file():
             if values_of(self.folder / "recipe.yaml") != self.recipe.model_dump():
-                raise RecipeError(f"output_dir: {self.folder} was begun with another recipe; --resume needs the same one")
+                raise RecipeError(
+                    f"output_dir: {self.folder} was begun with another recipe; --resume needs the same one"
+                )
             self.state = State(**json.loads((self.folder / MARKER).read_text()))
             self.forget_unfinished()
             return
@@ -141,7 +155,8 @@ class Job:
             if path.exists():
                 os.truncate(path, self.state.bytes_written.get(name, 0))
 
-    # --- the story ----------------------------------------------------------------------------------------------
+    # --- the story
+    # ----------------------------------------------------------------------------------------------
     def go(self) -> None:
         """base -> (SFT while support is weak) -> GRPO, each measured."""
         self.measured("base", 0)
@@ -156,7 +171,11 @@ class Job:
 
     def action(self, number: int) -> str:
         """What the decision after `number` rounds of SFT was."""
-        return next(d["action"] for d in self.state.decisions if d["after"] == stage_name("sft" if number else "base", number))
+        return next(
+            d["action"]
+            for d in self.state.decisions
+            if d["after"] == stage_name("sft" if number else "base", number)
+        )
 
     def measured(self, stage: str, number: int) -> None:
         """Measures both splits and decides on the validation split, unless that is done already."""
@@ -174,10 +193,14 @@ class Job:
         """Notes the rule's answer; when the rounds of SFT are used up, GRPO follows all the same."""
         from lite_medrl.measure.support import decide
 
-        row = {"after": after, "split": "validation"} | decide(support, self.recipe.diagnose.threshold).to_json()
+        row = {"after": after, "split": "validation"} | decide(
+            support, self.recipe.diagnose.threshold
+        ).to_json()
         if row["action"] == "sft" and number >= self.recipe.sft.max_rounds:
             row["action"] = "grpo"
-            row["why"] += f" But sft.max_rounds = {self.recipe.sft.max_rounds} is used up, so GRPO follows all the same."
+            row["why"] += (
+                f" But sft.max_rounds = {self.recipe.sft.max_rounds} is used up, so GRPO follows anyway."
+            )
         self.state.decisions.append(row)
         say(f"{after}: {row['why']}")
 
@@ -191,22 +214,45 @@ class Job:
         settings, samples, start = self.recipe.diagnose, self.sets[split], time.perf_counter()
         with Bar(f"measure {name} on {split}", len(samples), "question") as bar:
             asked = ask(
-                self.model, self.processor, samples, num_samples=settings.num_samples,
-                sampling=Sampling(settings.max_completion_length, settings.temperature, settings.top_p, settings.top_k),
-                batch_size=settings.batch_size, seed=self.recipe.seed, progress=bar.advance, **self.words(),
-            )  # fmt: skip
+                self.model,
+                self.processor,
+                samples,
+                num_samples=settings.num_samples,
+                sampling=Sampling(
+                    settings.max_completion_length, settings.temperature, settings.top_p, settings.top_k
+                ),
+                batch_size=settings.batch_size,
+                seed=self.recipe.seed,
+                progress=bar.advance,
+                **self.words(),
+            )
         support = diagnose(
-            [a.correct for a in asked], [a.num_correct for a in asked], settings.num_samples,
-            [len(s.options) for s in samples], format_failure_Q=[not a.answer.has_format for a in asked],
-            kind_Q=[s.kind for s in samples], modality_Q=[s.modality for s in samples], ks=settings.k,
-            max_chance=settings.max_chance, bootstrap_samples=settings.bootstrap_samples, seed=self.recipe.seed,
-        )  # fmt: skip
+            [a.correct for a in asked],
+            [a.num_correct for a in asked],
+            settings.num_samples,
+            [len(s.options) for s in samples],
+            format_failure_Q=[not a.answer.has_format for a in asked],
+            kind_Q=[s.kind for s in samples],
+            modality_Q=[s.modality for s in samples],
+            ks=settings.k,
+            max_chance=settings.max_chance,
+            bootstrap_samples=settings.bootstrap_samples,
+            seed=self.recipe.seed,
+        )
         took = time.perf_counter() - start
-        row = {"stage": stage, "round": number, "name": name, "split": split, **support.to_json(), "seconds": took}
+        row = {
+            "stage": stage,
+            "round": number,
+            "name": name,
+            "split": split,
+            **support.to_json(),
+            "seconds": took,
+        }
         self.state.stages.append(row)
         self.append("completions.jsonl", [self.completion_row(row, a) for a in asked])
         self.note("diagnose", took)
-        say(f"{name} on {split}: Acc@1 {row['acc_at_1']:.3f}, support {row['support']:.3f} at K = {row['rule_k']}")
+        found = f"Acc@1 {support.acc_at_1:.3f}, support {support.support:.3f} at K = {support.rule_k}"
+        say(f"{name} on {split}: {found}")
         return support
 
     def trained(self, stage: str, number: int) -> None:
@@ -241,20 +287,30 @@ class Job:
         """Name of the newest finished training stage."""
         return [entry.removeprefix("train ") for entry in self.state.done if entry.startswith("train ")][-1]
 
-    # --- the end ------------------------------------------------------------------------------------------------
+    # --- the end
+    # ------------------------------------------------------------------------------------------------
     def finish(self, start: float) -> Json:
         """Baselines, tests, results.json, report.html."""
         from lite_medrl.tools.report import write_report
 
         mark = time.perf_counter()
         results = {
-            "stages": self.state.stages, "decisions": self.state.decisions, "baselines": self.baselines(),
-            "tests": self.tests(), "seconds": self.state.seconds, "peak_gib": peak_gib(),
+            "stages": self.state.stages,
+            "decisions": self.state.decisions,
+            "baselines": self.baselines(),
+            "tests": self.tests(),
+            "seconds": self.state.seconds,
+            "peak_gib": peak_gib(),
             "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
-            "command": " ".join(["lite-medrl", *sys.argv[1:]]), "seed": self.recipe.seed,
-            "model": {"name": self.recipe.model.model_name_or_path, "device": self.policy.device,
-                      "dtype": str(self.policy.dtype).removeprefix("torch."), **parameter_counts(self.model)},
-        }  # fmt: skip
+            "command": " ".join(["lite-medrl", *sys.argv[1:]]),
+            "seed": self.recipe.seed,
+            "model": {
+                "name": self.recipe.model.model_name_or_path,
+                "device": self.policy.device,
+                "dtype": str(self.policy.dtype).removeprefix("torch."),
+                **parameter_counts(self.model),
+            },
+        }
         self.note("report", time.perf_counter() - mark)
         self.state.seconds["total"] = self.state.seconds.get("total", 0.0) + time.perf_counter() - start
         write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
@@ -265,7 +321,9 @@ class Job:
         return results
 
     def baselines(self) -> Json:
-        """What a guess, the commonest answer and the last trained model without the image score on the test split."""
+        """What a guess, the commonest answer and the last trained model without the image score on the test
+        split.
+        """
         from lite_medrl.measure.ask import ask
         from lite_medrl.measure.statistics import bootstrap_ci
         from lite_medrl.measure.support import majority_baseline
@@ -274,10 +332,17 @@ class Job:
         test = self.sets["test"]
         with Bar("blank images", len(test), "question") as bar:
             blank = ask(
-                self.model, self.processor, test, num_samples=0, blank=True, progress=bar.advance,
+                self.model,
+                self.processor,
+                test,
+                num_samples=0,
+                blank=True,
+                progress=bar.advance,
                 sampling=Sampling(self.recipe.diagnose.max_completion_length, temperature=0.0),
-                batch_size=self.recipe.diagnose.batch_size, seed=self.recipe.seed, **self.words(),
-            )  # fmt: skip
+                batch_size=self.recipe.diagnose.batch_size,
+                seed=self.recipe.seed,
+                **self.words(),
+            )
         rows = {
             "majority": majority_baseline(self.sets["train"], test),
             "blank_image": [a.correct for a in blank],
@@ -289,7 +354,12 @@ class Job:
             low, high = bootstrap_ci(
                 scores, bootstrap_samples=self.recipe.diagnose.bootstrap_samples, seed=self.recipe.seed
             )
-            found[name] = {"acc": sum(scores) / len(scores), "ci95": [low, high], "n": len(scores), "split": "test"}
+            found[name] = {
+                "acc": sum(scores) / len(scores),
+                "ci95": [low, high],
+                "n": len(scores),
+                "split": "test",
+            }
         found["blank_image"]["stage"] = self.state.stages[-1]["name"]
         return found
 
@@ -304,12 +374,16 @@ class Job:
                 answers.setdefault(row["name"], {})[row["id"]] = row["correct"]
         names = [s["name"] for s in self.state.stages if s["split"] == "test"]
         found: Json = {}
-        for before, after in [*zip(names, names[1:], strict=False), *([(names[0], names[-1])] if len(names) > 2 else [])]:
+        for before, after in [
+            *pairwise(names),
+            *([(names[0], names[-1])] if len(names) > 2 else []),
+        ]:
             pairs = [(answers[before][i], answers[after][i]) for i in answers[before]]
             found[f"{after}_vs_{before}"] = asdict(mcnemar([a for a, _ in pairs], [b for _, b in pairs]))
         return found
 
-    # --- small things -------------------------------------------------------------------------------------------
+    # --- small things
+    # -------------------------------------------------------------------------------------------
     def words(self) -> Json:
         """How a question is put, for `ask`."""
         from lite_medrl.train.stages import wording
@@ -321,13 +395,27 @@ class Job:
         sample = asked.sample
         return {
             **{key: stage[key] for key in ("stage", "round", "name", "split")},
-            "id": sample.id, "question": sample.question, "options": list(sample.options), "answer": sample.answer,
-            "kind": sample.kind, "modality": sample.modality, "source": sample.source,
-            "images": [{"path": ref.path if self.recipe.data.source != "embedded" else "embedded", "member": ref.member}
-                       for ref in sample.images],
-            "greedy": asked.greedy, "parsed": asked.answer.value, "correct": asked.correct,
-            "failure": asked.answer.failure, "num_correct": asked.num_correct, "num_samples": asked.num_samples,
-        }  # fmt: skip
+            "id": sample.id,
+            "question": sample.question,
+            "options": list(sample.options),
+            "answer": sample.answer,
+            "kind": sample.kind,
+            "modality": sample.modality,
+            "source": sample.source,
+            "images": [
+                {
+                    "path": ref.path if self.recipe.data.source != "embedded" else "embedded",
+                    "member": ref.member,
+                }
+                for ref in sample.images
+            ],
+            "greedy": asked.greedy,
+            "parsed": asked.answer.value,
+            "correct": asked.correct,
+            "failure": asked.answer.failure,
+            "num_correct": asked.num_correct,
+            "num_samples": asked.num_samples,
+        }
 
     def append(self, name: str, rows: Sequence[Json]) -> None:
         """Adds lines to a JSONL file of the run."""
@@ -346,7 +434,7 @@ class Job:
 
 
 def stage_name(stage: str, number: int) -> str:
-    """"base", "sft" (round 1), "sft-2", ..., "grpo"."""
+    """ "base", "sft" (round 1), "sft-2", ..., "grpo"."""
     return f"{stage}-{number}" if stage == "sft" and number > 1 else stage
 
 
@@ -398,7 +486,7 @@ def values_of(path: Path) -> Json:
 
 
 def save_adapter(model: Any, processor: Any, folder: Path) -> None:
-    """Adapter as safetensors with its config, processor and chat template; replaces the folder in one step."""
+    """Adapter as safetensors with its config, processor and chat template; replaces the folder at once."""
     beside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(beside, safe_serialization=True, selected_adapters=["default"])

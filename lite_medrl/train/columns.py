@@ -1,4 +1,6 @@
-"""From samples to the `datasets.Dataset` that TRL's trainers take: prompt, completion, images and reward columns."""
+"""From samples to the `datasets.Dataset` that TRL's trainers take: prompt, completion, images and reward
+columns.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def to_dataset(
     letter: bool = False,
     with_completion: bool,
 ) -> Dataset:
-    """One row a sample. Images in a zip pack travel as bytes, files as paths; both are decoded when a row is read."""
+    """One row a sample. Images in a zip pack travel as bytes, files as paths; both are decoded when a row is
+    read.
+    """
     rows = [
         conversation(s, instruction, system, letter=letter) | {"images": [encoded(ref) for ref in s.images]}
         for s in samples

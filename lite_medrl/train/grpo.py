@@ -1,9 +1,11 @@
-"""`GRPOTrainer`: TRL's, with whole groups kept together, each prompt computed once, and our generator, score and loss.
+"""`GRPOTrainer`: TRL's, with whole groups kept together, each prompt computed once, and our generator, score
+and loss.
 
-A drop-in: same constructor, `GRPOConfig`, reward functions and columns. TRL keeps the loop, the sampler, the rewards and
-the advantages. It differs in five places: rows are not shuffled across groups; groups whose completions all got the
-same reward are dropped before any forward pass (their gradient is zero) and counted; answers come from
-`model.generate`; log-probs from `model.score`; the loss from `medrl_kernels.grpo_loss`. LoRA weights stay in fp32.
+A drop-in: same constructor, `GRPOConfig`, reward functions and columns. TRL keeps the loop, the sampler, the
+rewards and the advantages. It differs in five places: rows are not shuffled across groups; groups whose
+completions all got the same reward are dropped before any forward pass (their gradient is zero) and counted;
+answers come from `model.generate`; log-probs from `model.score`; the loss from `medrl_kernels.grpo_loss`.
+LoRA weights stay in fp32.
 """
 
 from __future__ import annotations
@@ -11,30 +13,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from medrl_kernels import grpo_loss
 from trl import GRPOTrainer as TRLGRPOTrainer
 
 from lite_medrl.model.encode import check_left_padded
 from lite_medrl.model.generate import Sampling, generate
 from lite_medrl.model.load import fp32_adapter
 from lite_medrl.model.score import score
+from medrl_kernels import grpo_loss
 
 # Tensors of a batch that belong to the prompts' images rather than to TRL's bookkeeping.
 IMAGE_KEYS = (
-    "pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes", "token_type_ids", "mm_token_type_ids",
-)  # fmt: skip
+    "pixel_values",
+    "image_grid_thw",
+    "pixel_attention_mask",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+)
 TILED_KEYS = ("num_tiles", "spatial_shapes", "image_position_ids")
 
 
 class GRPOTrainer(TRLGRPOTrainer):
     """TRL's GRPOTrainer on shared prompts; see the module."""
 
+    # What TRL and transformers set; their own annotations are wider than what is there after construction.
+    args: Any
+    model: Any
+    num_generations: Any
+    num_generations_eval: Any
+    max_completion_length: Any
+    _tokenizer: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         fp32_adapter(self.model)
 
-    # --- rollout ------------------------------------------------------------------------------------------------
+    # --- rollout
+    # ------------------------------------------------------------------------------------------------
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[Any], Any, dict[str, Any]]:
         """Templates and image processing once per group instead of once per completion."""
         size = self._group_size(len(prompts))
@@ -43,9 +60,13 @@ class GRPOTrainer(TRLGRPOTrainer):
         return [ids for ids in prompt_ids for _ in range(size)], images, fields
 
     def _generate_single_turn(
-        self, prompt_ids: list[Any], images: Any, multimodal_fields: dict[str, Any], num_generations: int,
+        self,
+        prompt_ids: list[Any],
+        images: Any,
+        multimodal_fields: dict[str, Any],
+        num_generations: int,
         has_tool_images: bool = False,
-    ) -> tuple[list[list[int]], list[list[float]] | None]:  # fmt: skip
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
         """Token ids and sampling log-probs of every completion; vLLM and tools go TRL's own way."""
         if self.use_vllm or self.tools:
             size = self._group_size(len(prompt_ids))
@@ -53,7 +74,7 @@ class GRPOTrainer(TRLGRPOTrainer):
             return super()._generate_single_turn(prompt_ids, images, fields, num_generations, has_tool_images)
         size = self._group_size(len(prompt_ids))
         inputs = left_padded(prompt_ids[::size], self._tokenizer.pad_token_id)
-        inputs |= {key: torch.as_tensor(value) for key, value in multimodal_fields.items()}
+        inputs |= {key: as_tensor(value) for key, value in multimodal_fields.items()}
         inputs = {key: value.to(self.accelerator.device) for key, value in inputs.items()}
         sampling = Sampling(
             self.max_completion_length, self.temperature, self.top_p, self.top_k or 0, self.min_p
@@ -61,9 +82,14 @@ class GRPOTrainer(TRLGRPOTrainer):
         model = self.accelerator.unwrap_model(self.model_wrapped)
         with self.compute_loss_context_manager():
             groups = generate(
-                model, self.processing_class, inputs, num_generations=size, sampling=sampling,
-                seed=self.args.seed, step=self._step,
-            )  # fmt: skip
+                model,
+                self.processing_class,
+                inputs,
+                num_generations=size,
+                sampling=sampling,
+                seed=self.args.seed,
+                step=self._step,
+            )
         flat = [completion for group in groups for completion in group]
         return [list(c.token_ids) for c in flat], [list(c.sampling_logps) for c in flat]
 
@@ -74,14 +100,19 @@ class GRPOTrainer(TRLGRPOTrainer):
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's buffering without its shuffle, so that a group stays in one piece."""
         if not self.model.training:
-            return number_groups(self._generate_and_score_completions(generation_batch), self.num_generations_eval)
+            return number_groups(
+                self._generate_and_score_completions(generation_batch), self.num_generations_eval
+            )
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
-            batch = number_groups(self._generate_and_score_completions(generation_batch), self.num_generations)
+            batch = number_groups(
+                self._generate_and_score_completions(generation_batch), self.num_generations
+            )
             self._buffered_inputs = split_rows(batch, steps)
         return self._buffered_inputs[self._step % steps]
 
-    # --- update -------------------------------------------------------------------------------------------------
+    # --- update
+    # -------------------------------------------------------------------------------------------------
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
@@ -93,21 +124,27 @@ class GRPOTrainer(TRLGRPOTrainer):
         mode = "train" if self.model.training else "eval"
         self._metrics[mode]["frac_rows_skipped"].append(1 - float(keep_B.float().mean()))
         if not keep_B.any():
-            return sum(p.sum() for p in self.model.parameters() if p.requires_grad) * 0.0
+            return torch.stack([p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad]).sum()
         base = self.accelerator.unwrap_model(model)
-        result = score(
-            base, *grouped_rows(inputs, keep_B), temperature=self.temperature, with_entropy=True
-        )
+        result = score(base, *grouped_rows(inputs, keep_B), temperature=self.temperature, with_entropy=True)
         packed = {
             name: inputs[key][keep_B][mask_BC[keep_B]] if key in inputs else None
-            for name, key in {"old": "old_per_token_logps", "ref": "ref_per_token_logps",
-                              "sampling": "sampling_per_token_logps"}.items()
-        }  # fmt: skip
+            for name, key in {
+                "old": "old_per_token_logps",
+                "ref": "ref_per_token_logps",
+                "sampling": "sampling_per_token_logps",
+            }.items()
+        }
         loss, metrics = grpo_loss(
-            result.logp_N, packed["old"], advantage_B[keep_B], mask_BC[keep_B].sum(1),
-            ref_logp_N=packed["ref"], sampling_logp_N=packed["sampling"], entropy_N=result.entropy_N,
+            result.logp_N,
+            packed["old"],
+            advantage_B[keep_B],
+            mask_BC[keep_B].sum(1),
+            ref_logp_N=packed["ref"],
+            sampling_logp_N=packed["sampling"],
+            entropy_N=result.entropy_N,
             **self._loss_options(inputs),
-        )  # fmt: skip
+        )
         for name, value in metrics.items():
             self._metrics[mode][name].append(float(value))
         return loss * weight
@@ -130,35 +167,53 @@ class GRPOTrainer(TRLGRPOTrainer):
     def _loss_options(self, inputs: dict[str, Any]) -> dict[str, Any]:
         args, training = self.args, self.model.training
         return {
-            "loss_type": self.loss_type, "importance_sampling_level": self.importance_sampling_level,
-            "epsilon": self.epsilon_low, "epsilon_high": self.epsilon_high, "delta": args.delta, "beta": self.beta,
+            "loss_type": self.loss_type,
+            "importance_sampling_level": self.importance_sampling_level,
+            "epsilon": self.epsilon_low,
+            "epsilon_high": self.epsilon_high,
+            "delta": args.delta,
+            "beta": self.beta,
             "use_bias_correction_kl": args.use_bias_correction_kl,
-            "sapo_temperature_pos": args.sapo_temperature_pos, "sapo_temperature_neg": args.sapo_temperature_neg,
-            "vespo_k_pos": args.vespo_k_pos, "vespo_lambda_pos": args.vespo_lambda_pos,
-            "vespo_k_neg": args.vespo_k_neg, "vespo_lambda_neg": args.vespo_lambda_neg,
-            "top_entropy_quantile": self.top_entropy_quantile, "entropy_coef": self.entropy_coef,
+            "sapo_temperature_pos": args.sapo_temperature_pos,
+            "sapo_temperature_neg": args.sapo_temperature_neg,
+            "vespo_k_pos": args.vespo_k_pos,
+            "vespo_lambda_pos": args.vespo_lambda_pos,
+            "vespo_k_neg": args.vespo_k_neg,
+            "vespo_lambda_neg": args.vespo_lambda_neg,
+            "top_entropy_quantile": self.top_entropy_quantile,
+            "entropy_coef": self.entropy_coef,
             "off_policy_mask_threshold": self.off_policy_mask_threshold,
             "importance_sampling_correction": self.use_vllm and self.vllm_importance_sampling_correction,
             "importance_sampling_mode": self.vllm_importance_sampling_mode,
             "importance_sampling_clip_max": self.vllm_importance_sampling_clip_max,
             "importance_sampling_clip_min": self.vllm_importance_sampling_clip_min,
             "max_completion_length": self.max_completion_length,
-            "num_items_in_batch": inputs["num_items_in_batch"], "num_processes": self.accelerator.num_processes,
+            "num_items_in_batch": inputs["num_items_in_batch"],
+            "num_processes": self.accelerator.num_processes,
             "gradient_accumulation_steps": self.current_gradient_accumulation_steps if training else 1,
             "steps_per_generation": args.steps_per_generation if training else 1,
-        }  # fmt: skip
+        }
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int,
-        batch_size: int | None = None, compute_entropy: bool = False, compute_aux_loss: bool = False, **fields: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:  # fmt: skip
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **fields: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         """Old and reference passes: the same score as the policy's, padded back to TRL's [B, C]."""
         split = input_ids.shape[1] - logits_to_keep
         inputs = {
-            "prompt_ids": input_ids[:, :split], "prompt_mask": attention_mask[:, :split],
-            "completion_ids": input_ids[:, split:], "completion_mask": attention_mask[:, split:],
+            "prompt_ids": input_ids[:, :split],
+            "prompt_mask": attention_mask[:, :split],
+            "completion_ids": input_ids[:, split:],
+            "completion_mask": attention_mask[:, split:],
             **{key: value for key, value in fields.items() if value is not None},
-        }  # fmt: skip
+        }
         size = self._group_size(len(input_ids))
         inputs["group_ids"] = torch.arange(len(input_ids), device=input_ids.device) // size
         mask_BC = inputs["completion_mask"].bool()
@@ -166,9 +221,11 @@ class GRPOTrainer(TRLGRPOTrainer):
         logps_BC, entropy_BC = torch.zeros_like(mask_BC, dtype=torch.float32), None
         if keep_B.any():
             result = score(
-                self.accelerator.unwrap_model(model), *grouped_rows(inputs, keep_B),
-                temperature=self.temperature, with_entropy=compute_entropy,
-            )  # fmt: skip
+                self.accelerator.unwrap_model(model),
+                *grouped_rows(inputs, keep_B),
+                temperature=self.temperature,
+                with_entropy=compute_entropy,
+            )
             logps_BC = logps_BC.masked_scatter(mask_BC, result.logp_N)
             if result.entropy_N is not None:
                 entropy_BC = torch.zeros_like(logps_BC).masked_scatter(mask_BC, result.entropy_N)
@@ -181,6 +238,11 @@ def left_padded(prompt_ids: Sequence[Sequence[int]], pad_token_id: int) -> dict[
     ids = [[pad_token_id] * (width - len(row)) + list(row) for row in prompt_ids]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in prompt_ids]
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def as_tensor(value: Any) -> torch.Tensor:
+    """A tensor from a tensor, an array, or a list of arrays of one shape."""
+    return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value))
 
 
 def repeat_rows(value: Any, times: int) -> Any:
@@ -208,7 +270,9 @@ def take_rows(batch: dict[str, Any], rows_R: torch.Tensor) -> dict[str, Any]:
     rows = len(batch["prompt_ids"])
     unsupported = [key for key in TILED_KEYS if key in batch]
     if unsupported:
-        raise NotImplementedError(f"models whose inputs are tiled ({', '.join(unsupported)}) are not supported yet")
+        raise NotImplementedError(
+            f"models whose inputs are tiled ({', '.join(unsupported)}) are not supported yet"
+        )
     images_B = batch.get("num_images") or [1] * rows
     image_rows = [i for r in rows_R.tolist() for i in range(sum(images_B[:r]), sum(images_B[: r + 1]))]
     taken: dict[str, Any] = {}
@@ -234,7 +298,7 @@ def take_rows(batch: dict[str, Any], rows_R: torch.Tensor) -> dict[str, Any]:
 def grouped_rows(
     inputs: dict[str, Any], keep_B: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], list[list[int]], list[int]]:
-    """What `score` takes: inputs of the distinct prompts, completions of the kept rows, and whose they are."""
+    """What `score` takes: inputs of the distinct prompts, the kept completions, and whose they are."""
     check_left_padded(inputs["prompt_mask"])
     rows = keep_B.nonzero().squeeze(1)
     group = inputs["group_ids"][rows]
@@ -243,7 +307,9 @@ def grouped_rows(
     heads = take_rows(inputs, torch.tensor([first_of[g] for g in order]))
     length = heads["prompt_ids"].shape[1]
     prompt = {"input_ids": heads["prompt_ids"], "attention_mask": heads["prompt_mask"]}
-    prompt |= {key: heads[key][:, :length] if "type_ids" in key else heads[key] for key in IMAGE_KEYS if key in heads}
+    prompt |= {
+        key: heads[key][:, :length] if "type_ids" in key else heads[key] for key in IMAGE_KEYS if key in heads
+    }
     ids, mask = inputs["completion_ids"][rows], inputs["completion_mask"][rows].bool()
     completions = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
     return prompt, completions, [order.index(g) for g in group.tolist()]

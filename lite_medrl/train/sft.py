@@ -1,8 +1,8 @@
 """`SFTTrainer`: TRL's, with the loss taken from hidden states through `medrl_kernels.grouped_logp`.
 
-A drop-in: same constructor, `SFTConfig` and columns. It differs in two places. The head runs through our op, so no
-logits of the whole row exist and a CPU with triton installed works (stock TRL stops there). LoRA weights of a quantised
-model stay in fp32 (TRL casts them to bf16, which neither a T4 nor a CPU can train in).
+A drop-in: same constructor, `SFTConfig` and columns. It differs in two places. The head runs through our op,
+so no logits of the whole row exist and a CPU with triton installed works (stock TRL stops there). LoRA
+weights of a quantised model stay in fp32 (TRL casts them to bf16, which neither a T4 nor a CPU can train in).
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from medrl_kernels import grouped_logp
 from trl import SFTTrainer as TRLSFTTrainer
 
 from lite_medrl.model.load import fp32_adapter
+from medrl_kernels import grouped_logp
 
 
 class SFTTrainer(TRLSFTTrainer):
     """TRL's SFTTrainer on the grouped log-prob; see the module."""
+
+    model: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -26,7 +28,9 @@ class SFTTrainer(TRLSFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Cross-entropy of the labelled tokens: minus their log-probs over `num_items_in_batch` (or their count)."""
+        """Cross-entropy of the labelled tokens: minus their log-probs over `num_items_in_batch` (or their
+        count).
+        """
         if return_outputs:
             raise ValueError("SFTTrainer does not return outputs: the logits are never built")
         logp_N, entropy_N = trained_logps(self.accelerator.unwrap_model(model), inputs)
@@ -39,7 +43,11 @@ class SFTTrainer(TRLSFTTrainer):
         return loss
 
     def prediction_step(
-        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, None, None]:
         """Evaluation loss only."""
         inputs = self._prepare_inputs(inputs)
@@ -56,8 +64,12 @@ def trained_logps(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, tor
     trained_BL = labels_BL != -100
     head, text = base.get_output_embeddings(), base.config.get_text_config()
     result = grouped_logp(
-        hidden_BLD[trained_BL], head.weight, labels_BL[trained_BL], bias_V=head.bias,
-        softcap=getattr(text, "final_logit_softcapping", None), with_entropy=True,
-    )  # fmt: skip
+        hidden_BLD[trained_BL],
+        head.weight,
+        labels_BL[trained_BL],
+        bias_V=head.bias,
+        softcap=getattr(text, "final_logit_softcapping", None),
+        with_entropy=True,
+    )
     assert result.entropy_N is not None
     return result.logp_N, result.entropy_N.detach()

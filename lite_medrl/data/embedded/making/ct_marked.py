@@ -1,6 +1,6 @@
 """Axial, coronal and sagittal CT slices with a yellow marker inside one organ or one lobe of a lung.
 
-The marker lies at the structure's deepest point, so that it holds nothing else where the structure is thick enough.
+The marker lies at the structure's deepest point: where the structure is thick, it holds nothing else.
 """
 
 # The carriers and their readers are installed only where the pack is made.
@@ -175,5 +175,6 @@ def lobe_mark(
         "place": pack.place(x / SIDE, y / SIDE),
         "patient_side": name.split()[0],
     }
-    caption = f"an axial ct in the lung window . the yellow {shape} marks the {name} of the lung {facts['marker']['place']} ."
+    where = facts["marker"]["place"]
+    caption = f"an axial ct in the lung window . the yellow {shape} marks the {name} of the lung {where} ."
     return Picture(f"ct-ax{index:03d}-o", split, pixels, "ct", ct.SOURCE, ct.SUBJECT, facts, caption)

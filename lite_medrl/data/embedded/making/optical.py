@@ -36,11 +36,9 @@ def fundus() -> list[Picture]:
         for number in range(count):
             wanted = ("left", "right", "not visible")[number % 3]
             crop, facts = fundus_crop(wide, random, wanted, low, high, pad)
-            caption = (
-                "a fundus photograph of the eye . the optic disc is not visible ."
-                if wanted == "not visible"
-                else f"a fundus photograph of the eye . part of the optic disc is visible on the image {wanted} ."
-            )
+            seen = f"part of the optic disc is visible on the image {wanted}"
+            tail = "the optic disc is not visible" if wanted == "not visible" else seen
+            caption = f"a fundus photograph of the eye . {tail} ."
             out.append(
                 Picture(
                     f"fu-{split[:2]}{number:02d}", split, crop, "fundus", "fundus", "fundus-1", facts, caption

@@ -185,10 +185,9 @@ def lobe(p: Picture, f: dict[str, Any], r: Random) -> Iterator[Ask]:
 
 
 def quarter(p: Picture, f: dict[str, Any], r: Random) -> Iterator[Ask]:
-    """Where in the crop lies the organ?"""
-    if "asked" in f:
-        name = f["asked"]["structure"]
-        yield ask(p, r, "organ_position", list(QUARTERS), f["asked"]["quarter"], name=name)
+    """Where in the crop lies an organ?"""
+    for name, where in f.get("quarters", {}).items():
+        yield ask(p, r, "organ_position", list(QUARTERS), where, name=name)
 
 
 def mass(p: Picture, f: dict[str, Any], r: Random) -> Iterator[Ask]:

@@ -1,7 +1,7 @@
 """Radiographs projected from the CT by parallel rays, with and without opacities put into the lungs.
 
-They are computed from a real CT. An opacity that was put in makes the picture semi-synthetic, and the picture says so
-(source "lidc-drr-opacity"). Angle 0 is frontal with the patient's right on the image's left.
+They are computed from a real CT. An opacity that was put in makes the picture semi-synthetic, which its
+source says ("lidc-drr-opacity"). Angle 0 is frontal with the patient's right on the image's left.
 """
 
 # The carriers and their readers are installed only where the pack is made.
@@ -94,8 +94,8 @@ def find_spot(
     left: np.ndarray = np.isin(labels, LEFT_LUNG)
     lungs: np.ndarray = right | left
     wanted = right if zone.startswith("right") else left
-    shadow = lungs.any(axis=1)[:, ::-1].T
-    limit = np.percentile(lines[shadow & wanted.any(axis=1)[:, ::-1].T], 32)
+    shadow = np.any(wanted, axis=1)[:, ::-1].T
+    limit = np.percentile(lines[shadow], 32)
     points = np.argwhere(ndimage.binary_erosion(wanted, iterations=4))
     for _ in range(400):
         x, y, z = points[random.randrange(len(points))]
@@ -170,7 +170,7 @@ def render(
 
 @dataclass
 class Scene:
-    """The body at one angle: HU without and with the mass, labels, lungs, line sums, film without an opacity."""
+    """The body at one angle: HU without and with the mass, labels, lungs, line sums, empty film."""
 
     view: str
     split: str
@@ -185,7 +185,7 @@ class Scene:
 
 @dataclass
 class Opacity:
-    """An opacity that is in the volume: its centre in voxels, its zone, its size and its grey step in the film."""
+    """An opacity that is in the volume: centre in voxels, zone, size, and grey step in the film."""
 
     point: tuple[float, float, float]
     zone: str
@@ -205,7 +205,9 @@ def pictures(volume: Volume) -> list[Picture]:
     return out
 
 
-def scene_of(clean: np.ndarray, real: np.ndarray, labels: np.ndarray, view: str, split: str, angle: int) -> Scene:
+def scene_of(
+    clean: np.ndarray, real: np.ndarray, labels: np.ndarray, view: str, split: str, angle: int
+) -> Scene:
     """Everything turned to one angle."""
     turned = turn(clean, angle, order=1, fill=-1000.0)
     marks = turn(labels, angle, order=0, fill=0)

@@ -1,4 +1,4 @@
-"""HTML and SVG by construction: every text is escaped unless it is finished markup, so no caller can forget to.
+"""HTML and SVG by construction: text is escaped unless it is finished markup, so no caller can forget to.
 
 Model answers, file names and recipe values are hostile; they reach a page through `tag` alone.
 """
@@ -9,6 +9,7 @@ import html
 from collections.abc import Iterable
 
 VOID = {"br", "img", "input", "meta"}
+NONE = "\u2013"  # an empty cell
 
 
 class Html(str):
@@ -33,12 +34,25 @@ def join(children: Iterable[object], between: str = "") -> Html:
     return Html(escape(between).join(escape(child) for child in children if child is not None))
 
 
+def table(names: Iterable[str], rows: Iterable[Html], *, class_: str) -> Html:
+    """A table with a heading row, which scrolls by itself where the page is narrower."""
+    head = tag("tr", *(tag("th", name, scope="col") for name in names))
+    made = tag("table", tag("thead", head), tag("tbody", *rows), class_=class_)
+    return tag("div", made, class_="scroll", tabindex="0")
+
+
+def row_of(name: object, cells: Iterable[object], *, class_: str | None = None) -> Html:
+    """A table row that begins with its name."""
+    return tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in cells), class_=class_)
+
+
 def escape(value: object) -> Html:
     """A text with &, <, > and quotes as entities and without control characters; markup stays as it is."""
     if isinstance(value, Html):
         return value
     text = str(value).encode("utf-8", "replace").decode()
-    return Html(html.escape("".join(c if c.isprintable() or c in "\n\t\u00a0\u202f" else "\ufffd" for c in text)))
+    kept = (c if c.isprintable() or c in "\n\t\u00a0\u202f" else "\ufffd" for c in text)
+    return Html(html.escape("".join(kept)))
 
 
 def _attribute(key: str, value: object) -> str:

@@ -1,7 +1,7 @@
-"""Which test questions does the report show, and how? A spread over what training changed, not a random sample.
+"""Which test questions does the report show? A spread over what training changed, not a random sample.
 
-Every question has one outcome ("Fixed by SFT", "Broken by training", ...). The gallery takes about as many of each,
-spread over images, modalities and kinds, the same ones every time. Filtering is CSS: the page has no script.
+Every question has one outcome ("Fixed by SFT", "Broken by training", ...). The gallery takes about as many
+of each, spread over images, modalities and kinds, the same every time. It filters by CSS, without a script.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 from lite_medrl.data.images import load_image
 from lite_medrl.data.sources import EMBEDDED
-from lite_medrl.tools.markup import Html, join, tag
-from lite_medrl.tools.report_plots import sign
-from lite_medrl.tools.report_words import label, words
+from lite_medrl.tools.report.markup import NONE, Html, join, tag
+from lite_medrl.tools.report.svg import sign
+from lite_medrl.tools.report.words import label, words
 from lite_medrl.types import LETTERS, DataError, ImageRef
 
 Json = dict[str, Any]
@@ -29,7 +29,7 @@ THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test question with the rows of completions.jsonl of every stage, in order, and what became of it."""
+    """One test question: every stage's row of completions.jsonl, in order, and what became of it."""
 
     rows: tuple[Json, ...]
     outcome: str
@@ -72,15 +72,16 @@ def choose(found: Sequence[Case], size: int) -> list[Case]:
 
 
 def outcomes(found: Sequence[Case]) -> list[str]:
-    """The outcomes that occur: fixed (in the stages' order), broken, never right, right from the start."""
+    """The outcomes that occur: fixed (in the stages' order), broken, wrong, right."""
     order = ("Fixed", "Broken", "Never", "Wrong", "Right")
-    names = {case.outcome: None for case in sorted(found, key=lambda case: [row["correct"] for row in case.rows][::-1])}
-    fixed = sorted((name for name in names if name.startswith("Fixed")), key=lambda name: (name.endswith("only"), name))
-    return fixed + sorted((n for n in names if n not in fixed), key=lambda n: order.index(n.split()[0]))
+    names = sorted({case.outcome for case in found})
+    return sorted(
+        names, key=lambda name: (order.index(name.split()[0]), name.endswith("only"), "GRPO" in name)
+    )
 
 
 def spread(group: Sequence[Case], count: int, used: Counter[str]) -> list[Case]:
-    """`count` cases, each the one whose image, modality and kind were shown least so far; ties by a hash of the id."""
+    """`count` cases, each time the one whose image, modality and kind were shown least; ties by a hash."""
     left = sorted(group, key=lambda case: zlib.crc32(case.rows[0]["id"].encode("utf-8", "replace")))
     chosen: list[Case] = []
     while left and len(chosen) < count:
@@ -96,7 +97,7 @@ def marks(row: Json) -> list[str]:
     return [f"image {row['images']}", f"modality {row['modality']}", f"kind {row['kind']}"]
 
 
-# --- markup -----------------------------------------------------------------------------------------------------------
+# --- markup ----------------------------------------------------------------------------------------------
 def gallery(rows: Sequence[Json], names: Sequence[str], size: int) -> Html | None:
     """The filter and the cards; None where nothing is to be shown."""
     found = cases(rows, names)
@@ -107,26 +108,34 @@ def gallery(rows: Sequence[Json], names: Sequence[str], size: int) -> Html | Non
     shown = Counter(case.outcome for case in chosen)
     filters = [radio(0, f"All {len(chosen)}", checked=True)]
     filters += [
-        radio(i, f"{name} \u00b7 {shown[name]} of {all_of[name]}") for i, name in enumerate(kinds, 1) if shown[name]
+        radio(i, f"{name} \u00b7 {shown[name]} of {all_of[name]}")
+        for i, name in enumerate(kinds, 1)
+        if shown[name]
     ]
     told = (
-        f"{len(chosen)} of the {len(found)} test questions, about as many of each outcome and spread over modalities and "
-        "kinds, the same ones every time: not a random sample. How often each outcome occurs stands on the buttons."
+        f"{len(chosen)} of the {len(found)} test questions, about as many of each outcome, spread over modalities "
+        "and kinds: not a random sample. The buttons say how often each outcome occurs. Sampled: how many of the "
+        "answers drawn at random were right. Slanted: no answer could be read, and why."
     )
     cards = [card(case, 1 + kinds.index(case.outcome)) for case in chosen]
     return join([tag("p", told), *filters, tag("div", *cards, class_="cards")])
 
 
 def radio(number: int, text: str, *, checked: bool = False) -> Html:
-    """One button of the filter; report.css holds the rule that hides the other cards."""
+    """One button of the filter; page.css holds the rule that hides the other cards."""
     at = f"show-{number}"
-    return join([tag("input", type="radio", name="show", id=at, checked=checked), tag("label", text, for_=at)])
+    return join(
+        [tag("input", type="radio", name="show", id=at, checked=checked), tag("label", text, for_=at)]
+    )
 
 
 def card(case: Case, number: int) -> Html:
     """One question: image, options with the right one marked, and every stage's answer."""
     row = case.rows[0]
-    pictures = [picture(image, f"{row['modality']} image of question {row['id']}") for image in row["images"][:MAX_IMAGES]]
+    pictures = [
+        picture(image, f"{row['modality']} image of question {row['id']}")
+        for image in row["images"][:MAX_IMAGES]
+    ]
     more = len(row["images"]) - MAX_IMAGES
     about = f"{words(row['modality'])} \u00b7 {words(row['kind'])} \u00b7 {row['id']}"
     return tag(
@@ -152,20 +161,28 @@ def options(row: Json) -> Html:
 
 def answers(rows: Sequence[Json]) -> Html:
     """A line a stage: what it answered, right or wrong, how many of the sampled answers were right."""
-    head = tag("tr", *(tag("th", name, scope="col") for name in ("Stage", "Answer", "Result", "Sampled right")))
+    head = tag("tr", *(tag("th", name, scope="col") for name in ("Stage", "Answer", "Result", "Sampled")))
     return tag("table", tag("thead", head), tag("tbody", *map(answer, rows)), class_="answers")
 
 
 def answer(row: Json) -> Html:
-    """One stage's line, its reasoning folded."""
-    said = row["parsed"] if row["parsed"] is not None else f"no answer read ({words(row['failure'] or 'none')})"
-    mark = tag("span", "\u2713 right", class_="yes") if row["correct"] else tag("span", "\u2717 wrong", class_="no")
-    drawn = f"{row['num_correct']} of {row['num_samples']}" if row["num_samples"] else "\u2013"  # noqa: RUF001
-    return tag(
-        "tr", tag("th", sign(row["name"]), label(row["name"]), scope="row"),
-        tag("td", tag("span", shortened(str(said), 300), class_="said"), reasoning(row)),
-        tag("td", mark), tag("td", drawn, class_="number"),
-    )  # fmt: skip
+    """One stage's line, and below it the reasoning, folded."""
+    said = (
+        tag("i", words(row["failure"] or "nothing"))
+        if row["parsed"] is None
+        else shortened(str(row["parsed"]), 300)
+    )
+    mark = (
+        tag("span", "\u2713 right", class_="yes")
+        if row["correct"]
+        else tag("span", "\u2717 wrong", class_="no")
+    )
+    drawn = f"{row['num_correct']} of {row['num_samples']}" if row["num_samples"] else NONE
+    return join([
+        tag("tr", tag("th", sign(row["name"]), label(row["name"]), scope="row"),
+            tag("td", tag("span", said, class_="said")), tag("td", mark), tag("td", drawn, class_="number")),
+        tag("tr", tag("td", reasoning(row), colspan=4), class_="more"),
+    ])  # fmt: skip
 
 
 def reasoning(row: Json) -> Html:

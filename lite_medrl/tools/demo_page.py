@@ -1,14 +1,13 @@
 """The demo's page: one image and question, the answers of every stage of a run side by side.
 
-What a visitor sends is treated as hostile: files pass data.images, addresses are not fetched, texts are cut to size,
-and all that a model writes is escaped.
+What a visitor sends is treated as hostile: files pass data.images, addresses are not fetched, texts have
+limits, and all that a model writes is escaped.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,59 +15,14 @@ import gradio as gr
 
 from lite_medrl.data.images import load_image
 from lite_medrl.tools import cards
-from lite_medrl.tools.compare import Comparison, Reply
+from lite_medrl.tools.compare import TRAINED, Comparison, Reply
+from lite_medrl.tools.report.markup import Html, join, tag
+from lite_medrl.tools.report.words import label, percent
 from lite_medrl.types import LETTERS, DataError, ImageRef, Sample
 
 EXAMPLES, MAX_QUESTION, MAX_OPTION = 12, 600, 120
 HINT = "Pick an image of the test split (no stage has seen it) or drop in your own."
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-
-STYLE = """
-gradio-app, .gradio-container, .gradio-container .app, .gradio-container .app > .wrap, .gradio-container main,
-.gradio-container main > .column { min-width: 0 !important; width: 100%; }
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
-.gradio-container .app { padding: 20px 18px 40px !important; }
-.lm-title { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 14px; }
-.lm-title h1 { font-size: 25px; font-weight: 700; margin: 0; letter-spacing: -.015em; }
-.lm-title span { opacity: .72; font-size: 14.5px; }
-.lm-scores { display: flex; flex-wrap: wrap; gap: 8px; margin-top: 12px; font-size: 13px; }
-.lm-scores span { padding: 4px 11px; border-radius: 99px; border: 1px solid color-mix(in srgb, currentColor 18%, transparent); }
-.lm-banner { margin-top: 12px; padding: 10px 14px; border-radius: 10px; font-size: 14px; line-height: 1.4;
-  background: #fef3c7; color: #713f12; border: 1px solid #fcd34d; }
-.dark .lm-banner { background: #422006; color: #fde68a; border-color: #854d0e; }
-.lm-note { padding: 12px 16px; border-radius: 12px; font-size: 15px; background: #fee2e2; color: #7f1d1d;
-  border: 1px solid #fca5a5; margin: 2px 0 12px; overflow-wrap: anywhere; }
-.dark .lm-note { background: #450a0a; color: #fecaca; border-color: #991b1b; }
-.lm-legal { font-size: 12.5px; opacity: .65; line-height: 1.5; overflow-wrap: anywhere; }
-.lm-label { font-size: 13.5px; opacity: .8; margin: 4px 0 -6px; }
-#ask { font-size: 17px; padding: 13px; }
-#examples { border: none; border-radius: 0; }
-#examples .grid-wrap { height: auto; min-height: 0; max-height: none; overflow: auto hidden; padding: 3px; }
-#examples .grid-container { display: grid; grid-template-columns: repeat(12, minmax(76px, 1fr)); gap: 9px; }
-#examples .gallery-item { width: auto; }
-#examples button.thumbnail-item { width: 100%; height: auto; aspect-ratio: 1; border-radius: 10px; }
-#examples button.thumbnail-item img { width: 100%; height: 100%; object-fit: cover; }
-#image .image-frame, #image .image-frame > div { width: 100%; height: 100%; }
-#image .image-frame img { width: 100%; height: 100%; object-fit: contain; background: #000; }
-"""
-
-
-class Upload(gr.Image):
-    """gradio's image box, but it hands on the path of the upload unopened and refuses to fetch an address."""
-
-    def get_block_name(self) -> str:
-        """Drawn as gradio's own image box."""
-        return "image"
-
-    def preprocess(self, payload: Any) -> str | None:
-        """Path of the uploaded file; data.images opens it."""
-        return payload and payload.path
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
-        """As gradio's, for files only."""
-        if "://" in str(url_or_file_path):
-            raise gr.Error("addresses are not fetched; upload the file", print_exception=False)
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
 
 
 class Desk:
@@ -76,7 +30,7 @@ class Desk:
 
     def __init__(self, comparison: Comparison, samples: Sequence[Sample]) -> None:
         self.comparison, self.samples = comparison, samples
-        self.idle = cards.cards(comparison.stages, [], asked=False)
+        self.idle = cards.idle(comparison.stages)
 
     def pick(self, event: gr.SelectData) -> tuple[Any, str, str, int, str]:
         """Image, question, options and number of an example, and empty cards."""
@@ -94,10 +48,10 @@ class Desk:
                 yield cards.answered(stages, replies, sample)
         except DataError as error:
             text = str(error).replace(str(path), Path(path).name if path else "")
-            yield f'<div class="lm-note" role="alert">{escape(text)}</div>{self.idle}'
+            yield join([tag("div", text, class_="lm-note", role="alert"), self.idle])
 
     def sample(self, path: str | None, question: str, options: str, place: int | None) -> Sample:
-        """The example where nothing was changed, else a sample without a gold answer; DataError says why not."""
+        """The example if nothing was changed, else a sample without a gold answer; DataError says why not."""
         question = (question or "").strip()
         lines = tuple(line.strip() for line in (options or "").splitlines() if line.strip())
         if not path:
@@ -117,7 +71,7 @@ def refuse(question: str, options: Sequence[str]) -> None:
     if not question:
         raise DataError("Type a question first.")
     if len(options) == 1 or len(options) > len(LETTERS):
-        raise DataError(f"Give 2 to {len(LETTERS)} options, one a line, or none at all; there are {len(options)}.")
+        raise DataError(f"Give 2 to {len(LETTERS)} options, one a line, or none; there are {len(options)}.")
     if len(set(options)) < len(options):
         raise DataError("An option stands twice; drop one.")
     if len(question) > MAX_QUESTION or max(map(len, options), default=0) > MAX_OPTION:
@@ -131,7 +85,7 @@ def build(comparison: Comparison) -> gr.Blocks:
     with gr.Blocks(title="lite-medrl demo", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(header(comparison), padding=False)
         chosen = gr.State(None)
-        gr.HTML(f'<div class="lm-label">{escape(trouble or HINT)}</div>', padding=False)
+        gr.HTML(tag("div", trouble or HINT, class_="lm-hint"), padding=False)
         strip = gallery(samples)
         with gr.Row(equal_height=True):
             image = image_box()
@@ -142,26 +96,44 @@ def build(comparison: Comparison) -> gr.Blocks:
         gr.HTML(footer(comparison, samples), padding=False)
         strip.select(desk.pick, None, [image, question, options, chosen, replies], **PRIVATE)
         image.input(lambda: (None, desk.idle), None, [chosen, replies], **PRIVATE)
-        button.click(desk.ask, [image, question, options, chosen], replies, concurrency_limit=1, **PRIVATE)
+        button.click(desk.ask, [image, question, options, chosen], replies, scroll_to_output=True, **PRIVATE)
     return page
 
 
 def gallery(samples: Sequence[Sample]) -> gr.Gallery:
     """The strip of examples; a click fills one in."""
     return gr.Gallery(
-        value=[picture(sample) for sample in samples], visible=bool(samples), show_label=False, container=False,
-        allow_preview=False, columns=EXAMPLES, object_fit="cover", format="png", buttons=[], interactive=False,
-        elem_id="examples",
+        value=[picture(sample) for sample in samples], visible=bool(samples), show_label=False,
+        container=False, allow_preview=False, columns=EXAMPLES, object_fit="cover", format="png", buttons=[],
+        interactive=False, elem_id="examples",
     )  # fmt: skip
 
 
-def image_box() -> Upload:
+def image_box() -> gr.Image:
     """Where the image goes; no camera."""
     with gr.Column(scale=4, min_width=280):
-        return Upload(
+        box = gr.Image(
             label="Image", sources=["upload", "clipboard"], height=330, buttons=["fullscreen"], format="png",
             placeholder="Drop an image here, or pick one above", elem_id="image",
         )  # fmt: skip
+    return files_only(box)
+
+
+def files_only(box: gr.Image) -> gr.Image:
+    """The box, handing on the path of an upload unopened and refusing to fetch an address.
+
+    Set on the one object: beside a subclass gradio would write a stub file into this folder.
+    """
+    keep = box.async_move_resource_to_block_cache
+
+    async def keep_file(url_or_file_path: str | Path | None) -> str | None:
+        if "://" in str(url_or_file_path):
+            raise gr.Error("Addresses are not fetched; upload the file.", print_exception=False)
+        return await keep(url_or_file_path)
+
+    box.async_move_resource_to_block_cache = keep_file
+    box.preprocess = lambda payload: payload and payload.path
+    return box
 
 
 def text_boxes() -> tuple[gr.Textbox, gr.Textbox]:
@@ -171,18 +143,26 @@ def text_boxes() -> tuple[gr.Textbox, gr.Textbox]:
         elem_id="question",
     )  # fmt: skip
     options = gr.Textbox(
-        label="Options, one a line (none: free answer)", lines=5, max_lines=10, placeholder="lung\nliver\nspleen",
-        max_length=len(LETTERS) * (MAX_OPTION + 1), elem_id="options",
+        label="Options, one a line (none: free answer)", lines=5, max_lines=10, elem_id="options",
+        placeholder="lung\nliver\nspleen", max_length=len(LETTERS) * (MAX_OPTION + 1),
     )  # fmt: skip
     return question, options
 
 
+def style() -> str:
+    """The style sheet of the page and its cards."""
+    return cards.style() + Path(__file__).with_name("demo_page.css").read_text(encoding="utf-8")
+
+
 def theme() -> gr.themes.Base:
     """Plain, with the system's own fonts, so that no font is fetched."""
-    return gr.themes.Base(
+    plain = gr.themes.Base(
         primary_hue="teal", neutral_hue="slate", radius_size="lg",
         font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"],
-    ).set(button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800")  # fmt: skip
+    )  # fmt: skip
+    return plain.set(
+        button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800"
+    )
 
 
 def examples(comparison: Comparison) -> tuple[list[Sample], str]:
@@ -198,39 +178,43 @@ def picture(sample: Sample) -> Any:
     return load_image(sample.images[0])
 
 
-def header(comparison: Comparison) -> str:
+def header(comparison: Comparison) -> Html:
     """Title, the run's own scores on the test split, and the notice."""
-    name = escape(comparison.run_dir.resolve().name)
-    missing = [cards.NAMES[stage] for stage in ("sft", "grpo") if stage not in comparison.stages]
+    missing = [label(stage) for stage in TRAINED if stage not in comparison.stages]
     absent = f" This run has no {' and no '.join(missing)} stage." if missing else ""
-    return (
-        f'<div class="lm-title"><h1>lite-medrl</h1><span>run <b>{name}</b>: one question, the answer of every stage.'
-        f"{absent}</span></div>"
-        f'<div class="lm-scores">{scores(comparison.run_dir)}</div>'
-        f'<div class="lm-banner" role="note">{cards.NOTICE}</div>'
+    name = tag("b", comparison.run_dir.resolve().name)
+    title = tag("span", "run ", name, ": one question, the answer of every stage.", absent)
+    return join(
+        [
+            tag("div", tag("h1", "lite-medrl"), title, class_="lm-title"),
+            scores(comparison.run_dir),
+            tag("div", cards.NOTICE, class_="lm-banner", role="note"),
+        ]
     )
 
 
-def scores(run_dir: Path) -> str:
-    """Acc@1 of each stage on the test split with its interval, from results.json; empty while there is none."""
+def scores(run_dir: Path) -> Html | None:
+    """Acc@1 of each stage on the test split with its interval, from results.json; None if there is none."""
     path = run_dir / "results.json"
     if not path.is_file():
-        return ""
-    rows = [row for row in json.loads(path.read_text(encoding="utf-8"))["stages"] if row["split"] == "test"]
-    parts = [
-        f"<span>{escape(cards.NAMES.get(row['stage'], row['stage']))} Acc@1 <b>{row['acc_at_1']:.0%}</b> "
-        f"[{row['acc_at_1_ci95'][0]:.0%}, {row['acc_at_1_ci95'][1]:.0%}] on {row['n']}</span>"
-        for row in rows
-    ]
-    return "".join(parts)
+        return None
+    stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+    rows = [row for row in stages if row["split"] == "test"]
+    told = f"Acc@1 on {rows[0]['n']} test questions (95 % interval):" if rows else None
+    return tag("div", told, *map(score, rows), class_="lm-scores")
 
 
-def footer(comparison: Comparison, samples: Sequence[Sample]) -> str:
+def score(row: dict[str, Any]) -> Html:
+    """One stage's Acc@1."""
+    low, high = map(percent, row["acc_at_1_ci95"])
+    return tag("span", label(row["name"]), " ", tag("b", percent(row["acc_at_1"])), f" ({low} to {high})")
+
+
+def footer(comparison: Comparison, samples: Sequence[Sample]) -> Html:
     """Model, precision, and the licences of the images shown."""
     licences = ", ".join(sorted({f"{sample.source} ({sample.licence})" for sample in samples}))
-    shown = f" Images: {escape(licences)}." if licences else ""
-    model = escape(comparison.recipe.model.model_name_or_path)
-    return (
-        f'<div class="lm-legal">Model {model} on {escape(str(comparison.policy))}. Greedy answers, one base in memory, '
-        f"adapters switched.{shown} Uploads stay on this machine and are deleted when the demo ends.</div>"
-    )
+    return tag(
+        "div", f"Model {comparison.recipe.model.model_name_or_path} on {comparison.policy}. Greedy answers; "
+        "one base in memory, adapters switched. ", f"Images: {licences}. " if licences else None,
+        "Uploads stay on this machine and are deleted when the demo ends.", class_="lm-legal",
+    )  # fmt: skip

@@ -1,0 +1,144 @@
+"""Several runs of one recipe with different seeds, as one result: means, intervals and paired tests on pooled
+answers.
+
+The same questions come back under every seed, so the exact McNemar test on the pooled answers is a little too
+sure of itself; the interval beside it resamples whole questions with all their seeds and does not have that
+fault.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lite_medrl.measure.statistics import bootstrap_ci, mcnemar
+from lite_medrl.types import RecipeError
+
+Json = dict[str, Any]
+
+
+def pool(folders: Sequence[Path]) -> Json:
+    """Stages and tests over the runs in `folders`, measured on their test split.
+
+    Raises:
+        RecipeError: a folder holds no finished run, or the runs did not measure the same stages and
+            questions.
+    """
+    results = [read_results(folder) for folder in folders]
+    correct = [correct_by_stage(folder) for folder in folders]
+    last = {"base": "base", "sft": last_sft(results), "grpo": "grpo"}
+    check_alike(correct, list(last.values()), folders)
+    right = {
+        stage: np.array([[run[name][i] for i in correct[0][name]] for run in correct])
+        for stage, name in last.items()
+    }
+    return {
+        "runs": [{"seed": r["seed"], "seconds": r["seconds"], "peak_gib": r["peak_gib"]} for r in results],
+        "n_questions": right["base"].shape[1],
+        "stages": {stage: stage_summary(stage, name, right[stage], results) for stage, name in last.items()},
+        "tests": {
+            f"{b}_vs_{a}": paired(right[a], right[b])
+            for a, b in (("base", "sft"), ("sft", "grpo"), ("base", "grpo"))
+        },
+        "baselines": {
+            name: float(np.mean([r["baselines"][name]["acc"] for r in results]))
+            for name in results[0]["baselines"]
+        },
+        "versions": results[0]["versions"],
+    }
+
+
+def read_results(folder: Path) -> Json:
+    """results.json of a finished run."""
+    path = folder / "results.json"
+    if not path.is_file():
+        raise RecipeError(
+            f"{folder}: no results.json; is it the output directory of a finished `lite-medrl run`?"
+        )
+    return json.loads(path.read_text())
+
+
+def correct_by_stage(folder: Path) -> dict[str, dict[str, bool]]:
+    """Stage name -> question id -> whether the greedy answer was right, on the test split."""
+    found: dict[str, dict[str, bool]] = {}
+    for line in (folder / "completions.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row.get("split") == "test":
+            found.setdefault(row["name"], {})[row["id"]] = row["correct"]
+    return found
+
+
+def last_sft(results: Sequence[Json]) -> str:
+    """Name of the last SFT round, the same in all runs."""
+    names = {
+        [s["name"] for s in r["stages"] if s["stage"] == "sft"][-1] for r in results if has_stage(r, "sft")
+    }
+    if len(names) != 1:
+        raise RecipeError(
+            f"the runs ended SFT in different rounds ({', '.join(sorted(names)) or 'none'}); pool like runs"
+        )
+    return names.pop()
+
+
+def has_stage(result: Json, stage: str) -> bool:
+    """Whether a run has measured a stage."""
+    return any(s["stage"] == stage for s in result["stages"])
+
+
+def check_alike(
+    correct: Sequence[dict[str, dict[str, bool]]], names: Sequence[str], folders: Sequence[Path]
+) -> None:
+    """RecipeError unless every run answered the same questions in every stage."""
+    for run, folder in zip(correct, folders, strict=True):
+        for name in names:
+            if run.get(name, {}).keys() != correct[0].get(name, {}).keys():
+                raise RecipeError(
+                    f"{folder}: stage {name!r} did not answer the same questions as {folders[0]}"
+                )
+
+
+def stage_summary(stage: str, name: str, right_RQ: np.ndarray, results: Sequence[Json]) -> Json:
+    """Accuracy over runs and questions with its interval over questions, and the runs' own figures."""
+    rows = [next(s for s in r["stages"] if s["name"] == name and s["split"] == "test") for r in results]
+    keys = ("support", "gap", "format_failure_frac")
+    return {
+        "acc_at_1": float(right_RQ.mean()),
+        "acc_at_1_ci95": list(bootstrap_ci(right_RQ.mean(0))),
+        "acc_at_1_runs": [row["acc_at_1"] for row in rows],
+        **{key: float(np.mean([row[key] for row in rows])) for key in keys},
+        "support_runs": [row["support"] for row in rows],
+        "rule_k": rows[0]["rule_k"],
+        "pass_at_k": {k: float(np.mean([row["pass_at_k"][k] for row in rows])) for k in rows[0]["pass_at_k"]},
+        "chance_pass_at_k": rows[0]["chance_pass_at_k"],
+    }
+
+
+def paired(before_RQ: np.ndarray, after_RQ: np.ndarray) -> Json:
+    """McNemar on all answers, and the interval of the difference over questions."""
+    difference_Q = after_RQ.mean(0) - before_RQ.mean(0)
+    return asdict(mcnemar(before_RQ.ravel(), after_RQ.ravel())) | {
+        "difference_ci95": list(bootstrap_ci(difference_Q))
+    }
+
+
+def describe(pooled: Json) -> str:
+    """The stages and tests as lines of text."""
+    lines = [f"{len(pooled['runs'])} runs x {pooled['n_questions']} test questions"]
+    for stage, row in pooled["stages"].items():
+        low, high = row["acc_at_1_ci95"]
+        runs = ", ".join(f"{value:.3f}" for value in row["acc_at_1_runs"])
+        lines.append(
+            f"{stage:<5} Acc@1 {row['acc_at_1']:.3f} [{low:.3f}, {high:.3f}] ({runs}); "
+            f"support {row['support']:.3f}"
+        )
+    for name, test in pooled["tests"].items():
+        low, high = test["difference_ci95"]
+        lines.append(
+            f"{name}: {test['difference']:+.3f} [{low:+.3f}, {high:+.3f}], McNemar p = {test['p']:.2g}"
+        )
+    return "\n".join(lines)
