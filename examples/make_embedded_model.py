@@ -184,18 +184,49 @@ def shapes_turn(rng: random.Random) -> Turn:
     return ask(rng, image, question, thought, "yes" if seen else "no", options)
 
 
+def made_up_word(rng: random.Random) -> str:
+    """A word of two or three syllables that means nothing."""
+    return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3)))
+
+
+def things(rng: random.Random, known: list[str], count: int) -> list[str]:
+    """Distinct words: from a list, or made up, or two made-up words each, so that options must be copied."""
+    chance = rng.random()
+    if chance < 0.3:
+        return rng.sample(known, count)
+    words = [made_up_word(rng) for _ in range(count * 3)]
+    pairs = [f"{a} {b}" for a, b in zip(words, words[count:], strict=False)]
+    return list(dict.fromkeys(words if chance < 0.65 else pairs))[:count]
+
+
 def story_turn(rng: random.Random, image: Image.Image) -> Turn:
     """One question that the text itself answers: reading and choosing are learnt apart from looking."""
-    animals, places = rng.sample(ANIMALS, 3), rng.sample(PLACES, 3)
-    story = " ".join(f"the {a} is at the {p} ." for a, p in zip(animals, places, strict=True))
-    i = rng.randrange(3)
+    count = rng.randint(2, 5)
+    names, places = things(rng, ANIMALS, count), things(rng, PLACES, count)
+    if len(names) < count or len(places) < count:
+        return story_turn(rng, image)
+    i = rng.randrange(count)
+    told = list(zip(names, places, strict=True))[: rng.randint(i + 1, count)]
+    story = " ".join(f"the {name} is at the {place} ." for name, place in told)
+    thought = f"the {names[i]} is at the {places[i]} ."
     if rng.random() < 0.5:
-        question = f"{story} where is the {animals[i]} ?"
-        thought, answer, pool = f"the {animals[i]} is at the {places[i]} .", places[i], PLACES
+        question, answer, options = f"where is the {names[i]} ?", places[i], places
     else:
-        question = f"{story} who is at the {places[i]} ?"
-        thought, answer, pool = f"the {animals[i]} is at the {places[i]} .", animals[i], ANIMALS
-    return ask(rng, image, question, thought, answer, choose(rng, answer, pool))
+        question, answer, options = f"who is at the {places[i]} ?", names[i], names
+    return ask(rng, image, f"{story} {question}", thought, answer, rng.sample(options, count))
+
+
+def odd_one_turn(rng: random.Random, image: Image.Image) -> Turn:
+    """A question about the options themselves: which was named, which stands where."""
+    options = things(rng, ANIMALS + PLACES + FRUITS, rng.randint(2, 5))
+    if len(options) < 2:
+        return odd_one_turn(rng, image)
+    answer = rng.choice(options)
+    if rng.random() < 0.5:
+        return ask(rng, image, f"look for {answer} .", f"this is {answer} .", answer, options)
+    number = options.index(answer)
+    words = ["first", "second", "third", "fourth", "fifth"]
+    return ask(rng, image, f"what is {words[number]} in the list ?", f"it is {answer} .", answer, options)
 
 
 # --- captions of the training images
@@ -279,10 +310,10 @@ def turns(rng: random.Random, images: list[tuple[np.ndarray, dict]], caption_fra
         pixels, row = rng.choice(images)
         if rng.random() < caption_frac:
             yield caption_turn(rng, pixels, row)
-        elif rng.random() < 0.75:
+        elif (chance := rng.random()) < 0.5:
             yield shapes_turn(rng)
         else:
-            yield story_turn(rng, Image.fromarray(pixels))
+            yield (story_turn if chance < 0.8 else odd_one_turn)(rng, Image.fromarray(pixels))
 
 
 # Everyday words that the tokenizer should not have to spell.
@@ -381,7 +412,7 @@ def encode(processor: LlavaProcessor, batch: list[Turn], rng: np.random.Generato
 
 def learning_rate(frac: float, peak: float = 1.5e-3) -> float:
     """Short warm-up, then cosine to a tenth; frac is the share of the time that is used up."""
-    return peak * min(1.0, frac / 0.03) * (0.55 + 0.45 * np.cos(np.pi * min(1.0, frac)))
+    return float(peak * min(1.0, frac / 0.03) * (0.55 + 0.45 * np.cos(np.pi * min(1.0, frac))))
 
 
 class Sight(torch.nn.Module):

@@ -112,7 +112,9 @@ def make_parser() -> argparse.ArgumentParser:
     three.add_argument("what", choices=["list", "inspect"], help="list the sources, or count and check one")
     three.add_argument("source", nargs="?", default="embedded", help='"embedded" (default) or a .jsonl file')
     four = verb(pool, "pool")
-    four.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN", help="finished runs that differ in seed")
+    four.add_argument(
+        "run_dirs", nargs="+", type=Path, metavar="RUN", help="finished runs that differ in seed"
+    )
     four.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the JSON there as well")
     verb(doctor, "doctor")
     return parser

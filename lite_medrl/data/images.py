@@ -57,7 +57,7 @@ def decode(data: bytes, name: str) -> Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise DataError(
-                    f"image {name}: {width} x {height} is over {MAX_PIXELS // 1_000_000} megapixels; shrink it"
+                    f"image {name}: {width} x {height} is over {MAX_PIXELS // 10**6} megapixels; shrink it"
                 )
             return Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -131,7 +131,7 @@ def checked(samples: list[Sample], source: str) -> list[Sample]:
     for n, sample in enumerate(samples, 1):
         if sample.id in seen:
             raise DataError(
-                f"{source}: id {sample.id!r} stands twice (rows {seen[sample.id]} and {n}); each needs its own"
+                f"{source}: id {sample.id!r} stands twice (rows {seen[sample.id]} and {n}); use unique ids"
             )
         seen[sample.id] = n
     return samples

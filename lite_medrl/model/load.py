@@ -130,7 +130,7 @@ def limit_image_tokens(processor: Any, max_image_tokens: int) -> None:
     patch, merge = getattr(image_processor, "patch_size", None), getattr(image_processor, "merge_size", None)
     if not (isinstance(patch, int) and isinstance(merge, int)):
         raise ModelError(
-            f"model.max_image_tokens: {type(image_processor).__name__} has a fixed number of tokens an image; "
+            f"model.max_image_tokens: {type(image_processor).__name__} has a fixed number of image tokens; "
             "leave it out for this model"
         )
     pixels = (patch * merge) ** 2

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 # Model inputs that hold one value per token rather than per image; a separate row extends them over its
 # completion.
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
+PER_IMAGE = ("pixel_values", "pixel_attention_mask", "image_sizes", "image_grid_thw")
 
 
 def score(
@@ -123,16 +124,18 @@ def _separate(
 
 
 def repeat_rows(inputs: dict[str, torch.Tensor], owner_B: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Copies each prompt's tensors to its completions; Qwen-style patches are regrouped by image."""
-    if "image_grid_thw" not in inputs:
-        return {key: value[owner_B] for key, value in inputs.items()}
-    grid = inputs["image_grid_thw"]
-    per_prompt = len(grid) // len(inputs["input_ids"])
-    if per_prompt * len(inputs["input_ids"]) != len(grid):
+    """Copies each prompt's tensors to its completions; patches of Qwen-style inputs are regrouped by image."""
+    images = {key: value for key, value in inputs.items() if key in PER_IMAGE}
+    grid = images.get("image_grid_thw")
+    count, prompts = len(next(iter(images.values() if grid is None else [grid]), ())), len(inputs["input_ids"])
+    if count % prompts:
         raise ValueError("prompts with different numbers of images cannot be scored as separate rows yet")
+    per_prompt = count // prompts
     image_B = (owner_B[:, None] * per_prompt + torch.arange(per_prompt, device=owner_B.device)).flatten()
-    patches = inputs["pixel_values"].split(grid.prod(1).tolist())
-    rows = {k: v[owner_B] for k, v in inputs.items() if k not in ("pixel_values", "image_grid_thw")}
+    rows = {key: value[owner_B] for key, value in inputs.items() if key not in images}
+    if grid is None:
+        return rows | {key: value[image_B] for key, value in images.items()}
+    patches = images["pixel_values"].split(grid.prod(1).tolist())
     return rows | {
         "pixel_values": torch.cat([patches[i] for i in image_B.tolist()]),
         "image_grid_thw": grid[image_B],

@@ -7,7 +7,6 @@ in a folder that goes when the demo ends. The page itself is demo_page.py.
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lite_medrl.tools.compare import Comparison
+from lite_medrl.tools.progress import say
 from lite_medrl.types import RecipeError
 
 HOST, MAX_FILE, QUEUE_SIZE = "127.0.0.1", "20mb", 16
@@ -75,8 +75,3 @@ def start(blocks: Any, port: int | None, look: dict[str, Any]) -> str:
         wanted = f"--port {port} cannot be used" if port else "no free port from 7860 on"
         raise RecipeError(f"{wanted}: {error}; give another with --port") from error
     return url
-
-
-def say(text: str) -> None:
-    """One line on stderr, at once."""
-    print(text, file=sys.stderr, flush=True)

@@ -7,14 +7,13 @@ adapter, so that an interrupted run goes on where it stopped.
 from __future__ import annotations
 
 import json
-import os
 import random
 import resource
 import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -22,23 +21,23 @@ from typing import Any
 
 from lite_medrl.recipe import Resolved, to_yaml
 from lite_medrl.sections import Recipe
+from lite_medrl.tools.progress import Bar, say
+from lite_medrl.tools.run_folder import (
+    MARKER,
+    Json,
+    State,
+    append_lines,
+    load_adapter,
+    load_state,
+    refuse_occupied,
+    save_adapter,
+    save_state,
+    values_of,
+    write_text,
+)
 from lite_medrl.types import RecipeError, Sample
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
-MARKER = "progress.json"
-LINES = ("metrics.jsonl", "completions.jsonl")
-Json = dict[str, Any]
-
-
-@dataclass
-class State:
-    """What is done so far; written to progress.json after every stage."""
-
-    done: list[str] = field(default_factory=list)
-    stages: list[Json] = field(default_factory=list)
-    decisions: list[Json] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    bytes_written: dict[str, int] = field(default_factory=dict)
 
 
 def run(resolved: Resolved, *, output_dir: Path, overwrite: bool = False, resume: bool = False) -> Json:
@@ -53,24 +52,6 @@ def run(resolved: Resolved, *, output_dir: Path, overwrite: bool = False, resume
     job.note("load", time.perf_counter() - start)
     job.go()
     return job.finish(start)
-
-
-def refuse_occupied(folder: Path, *, overwrite: bool, resume: bool) -> None:
-    """RecipeError unless the folder is free, or a run of ours that may be replaced or continued."""
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError(f"output_dir: {folder} is a file; give a folder")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    ours = (folder / MARKER).is_file() and (folder / "recipe.yaml").is_file()
-    if not ours:
-        raise RecipeError(
-            f"output_dir: {folder} is not empty and holds no run of lite-medrl; give another folder"
-        )
-    if not (overwrite or resume):
-        raise RecipeError(
-            f"output_dir: {folder} holds a run already; add --resume to go on, --overwrite to replace it, "
-            "or give another folder"
-        )
 
 
 def draw(samples: list[Sample], count: int | None, seed: int) -> list[Sample]:
@@ -139,21 +120,13 @@ class Job:
                 raise RecipeError(
                     f"output_dir: {self.folder} was begun with another recipe; --resume needs the same one"
                 )
-            self.state = State(**json.loads((self.folder / MARKER).read_text()))
-            self.forget_unfinished()
+            self.state = load_state(self.folder)
             return
         if overwrite and self.folder.exists():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "recipe.yaml", text)
         self.save()
-
-    def forget_unfinished(self) -> None:
-        """Cuts the JSONL files back to what the finished stages wrote."""
-        for name in LINES:
-            path = self.folder / name
-            if path.exists():
-                os.truncate(path, self.state.bytes_written.get(name, 0))
 
     # --- the story
     # ----------------------------------------------------------------------------------------------
@@ -418,89 +391,21 @@ class Job:
         }
 
     def append(self, name: str, rows: Sequence[Json]) -> None:
-        """Adds lines to a JSONL file of the run."""
-        with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        """Adds rows to a JSONL file of the run."""
+        append_lines(self.folder / name, rows)
 
     def note(self, name: str, seconds: float) -> None:
         """Adds to the seconds spent on a kind of work."""
         self.state.seconds[name] = self.state.seconds.get(name, 0.0) + seconds
 
     def save(self) -> None:
-        """progress.json: what is finished, and how long the JSONL files are by now."""
-        files = [self.folder / name for name in LINES]
-        self.state.bytes_written = {file.name: file.stat().st_size for file in files if file.exists()}
-        write_text(self.folder / MARKER, json.dumps(asdict(self.state)) + "\n")
+        """Puts down what is finished."""
+        save_state(self.folder, self.state)
 
 
 def stage_name(stage: str, number: int) -> str:
     """ "base", "sft" (round 1), "sft-2", ..., "grpo"."""
     return f"{stage}-{number}" if stage == "sft" and number > 1 else stage
-
-
-class Bar:
-    """A progress bar on stderr: step, loss, reward, tokens/s, time left."""
-
-    def __init__(self, name: str, total: int, unit: str) -> None:
-        from tqdm import tqdm
-
-        self.bar, self.done = tqdm(total=total, desc=name, unit=unit, file=sys.stderr, dynamic_ncols=True), 0
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def advance(self, count: int, row: Json | None = None) -> None:
-        """Moves on by `count` and shows the numbers of a metrics row."""
-        self.done += count
-        if row:
-            shown = {k: f"{row[k]:.3g}" for k in ("loss", "reward", "tokens_per_s") if row.get(k) is not None}
-            self.bar.set_postfix(shown, refresh=False)
-        self.bar.update(count)
-
-
-def say(text: str) -> None:
-    """One line on stderr, whatever a bar is doing."""
-    from tqdm import tqdm
-
-    tqdm.write(text, file=sys.stderr)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all: written beside, flushed, renamed."""
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def values_of(path: Path) -> Json:
-    """The values of a resolved recipe."""
-    from lite_medrl.recipe import load_recipe
-
-    return load_recipe(path).recipe.model_dump()
-
-
-def save_adapter(model: Any, processor: Any, folder: Path) -> None:
-    """Adapter as safetensors with its config, processor and chat template; replaces the folder at once."""
-    beside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside, safe_serialization=True, selected_adapters=["default"])
-    processor.save_pretrained(beside)
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.replace(folder)
-
-
-def load_adapter(model: Any, folder: Path) -> None:
-    """Puts a saved adapter's weights into the model's "default" adapter."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
 
 
 def parameter_counts(model: Any) -> Json:

@@ -103,9 +103,10 @@ def told(lines: Sequence[Curve], x: Scale) -> str:
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
-    """Local straight lines over about a sixth of the points, near ones counting most: no lag at any end."""
-    reach = max(1, round(len(points) / 12))
-    near = [points[max(0, i - reach) : i + reach + 1] for i in range(len(points))]
+    """Local straight lines through the nearest fifth of the points, near ones counting most: no lag."""
+    reach = max(1, round(len(points) / 10))
+    starts = [min(max(0, i - reach), max(0, len(points) - 2 * reach - 1)) for i in range(len(points))]
+    near = [points[start : start + 2 * reach + 1] for start in starts]
     return [(step, local_value(around, step)) for (step, _), around in zip(points, near, strict=True)]
 
 

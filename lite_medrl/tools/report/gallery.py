@@ -113,9 +113,9 @@ def gallery(rows: Sequence[Json], names: Sequence[str], size: int) -> Html | Non
         if shown[name]
     ]
     told = (
-        f"{len(chosen)} of the {len(found)} test questions, about as many of each outcome, spread over modalities "
-        "and kinds: not a random sample. The buttons say how often each outcome occurs. Sampled: how many of the "
-        "answers drawn at random were right. Slanted: no answer could be read, and why."
+        f"{len(chosen)} of the {len(found)} test questions, about as many of each outcome, spread over "
+        "modalities and kinds: not a random sample. The buttons say how often each outcome occurs. Sampled: "
+        "how many of the answers drawn at random were right. Slanted: no answer could be read, and why."
     )
     cards = [card(case, 1 + kinds.index(case.outcome)) for case in chosen]
     return join([tag("p", told), *filters, tag("div", *cards, class_="cards")])

@@ -121,11 +121,11 @@ def pass_line(stage: Json, ks: Sequence[int], at: Sequence[float], y: Scale) -> 
 
 
 def rule_guide(k: int, places: Mapping[int, float], y: Scale) -> Html | None:
-    """A dotted line at the K that the decisions were read at."""
+    """A dotted line at the K at which support is read."""
     if k not in places or len(places) < 2:
         return None
     at, anchor, shift = (places[k], "start", 5) if k < max(places) else (places[k], "end", -5)
-    words = text(at + shift, y.start - 7, f"the rule reads K = {k}", anchor, "soft")
+    words = text(at + shift, y.start - 7, f"support is read at K = {k}", anchor, "soft")
     return tag("g", tag("path", class_="guide", d=f"M{at:.1f} {y.end:.1f}V{y.start:.1f}"), words)
 
 

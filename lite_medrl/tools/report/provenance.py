@@ -19,9 +19,9 @@ PARTS = {
 }
 RESEARCH_ONLY = "Not a medical device; nothing here may inform the care of a patient."
 SAME_PATIENT = (
-    "The embedded data come from a few subjects, most of them from one CT. Test images are other slices, crops "
-    "or views than the training images, but of the same patients: the figures show what was learned from these "
-    "scans, not how a model would do on new patients. Part of the radiographs are semi-synthetic."
+    "The embedded data come from a few subjects, most of them from one CT. Test images are other slices, "
+    "crops or views than the training images, but of the same patients: the figures show what was learned "
+    "from these scans, not how a model would do on new patients. Part of the radiographs are semi-synthetic."
 )
 
 

@@ -75,11 +75,11 @@ def gauge(name: str, support: float, threshold: float | None = None) -> Html:
 
 # --- reach ------------------------------------------------------------------------------------------------
 def reach_section(run: Run) -> Html:
-    """Pass@K against K, and at which K the decisions were read."""
+    """Pass@K against K, and at which K support is read."""
     told = (
-        f"How often at least one of K sampled answers is right, with 95{NARROW}% bands. Above the dashed line of "
-        "guessing a model knows something. A line that starts higher answers better at once; one that stays "
-        "higher has more within reach. Sharpening by GRPO usually lifts the left end more than the right one."
+        f"How often at least one of K sampled answers is right, with 95{NARROW}% bands. Above the dashed "
+        "line of guessing a model knows something. A line that starts higher answers better at once; one "
+        "that stays higher has more within reach. Sharpening by GRPO usually lifts the left end most."
     )
     words = tag("div", tag("p", told), tag("p", about_rule(run)))
     drawn = tag("figure", plots.pass_at_k(run.test))
@@ -87,11 +87,13 @@ def reach_section(run: Run) -> Html:
 
 
 def about_rule(run: Run) -> str:
-    """Why the decisions were read at their K."""
+    """Why support is read at its K."""
     k, limit = run.test[0]["rule_k"], f"{100 * run.recipe.diagnose.max_chance:.0f}{NARROW}%"
     if run.test[0]["chance_pass_at_k"][str(k)] >= run.recipe.diagnose.max_chance:
-        return f"The decisions read K = {k}, the smallest: guessing reaches {limit} at every K, so they are noisy."
-    largest = f"The decisions read K = {k}, the largest K at which guessing stays under {limit}"
+        return (
+            f"Support is read at K = {k}, the smallest: guessing reaches {limit} at every K, so it is noisy."
+        )
+    largest = f"Support is read at K = {k}, the largest K at which guessing stays under {limit}"
     return f"{largest}; beyond it luck has too large a share."
 
 
@@ -101,7 +103,7 @@ def training_section(run: Run) -> Html | None:
     figures = [panel for panel in [sft_panel(run.metrics), *grpo_panels(run)] if panel]
     if not figures:
         return None
-    told = "Strong line: local average over about a sixth of the steps. Faint line: the logged steps."
+    told = "Strong line: local average over about a fifth of the steps. Faint line: the logged steps."
     return join([tag("h2", "Training"), tag("p", told), tag("div", *figures, class_="panels")])
 
 

@@ -25,13 +25,15 @@ Json = dict[str, Any]
 MEANINGS = {
     "Acc@1": "share of questions whose single most likely answer is right.",
     "Pass@K": "share of questions for which at least one of K sampled answers is right (unbiased estimate).",
-    "Guessing": "the same for blind guesses among each question's own options. For many K it comes near 100 %, "
-    "so a high Pass@K alone means little.",
+    "Guessing": "the same for blind guesses among each question's own options. For many K it comes near "
+    "100 %, so a high Pass@K alone means little.",
+    "Commonest answer": "blindly giving the answer that training shows most for that kind of question.",
+    "Blank image": "the same model with a grey image in place of the real one: what it gets without looking.",
     "Support": "how far Pass@K is above guessing: 0 is guessing, 1 is always within reach. It is read at the "
     "largest K at which guessing stays low enough.",
     "Gap": "Pass@K less Acc@1 at that K: what choosing better among its own answers could still win.",
     "Format failures": "single answers that do not keep the asked form (reasoning, then answer).",
-    "95 % interval": "by bootstrap over the questions: where the figure may lie for other questions like these.",
+    "95 % interval": "by bootstrap over the questions: where the figure may lie for others like these.",
     "McNemar": "an exact paired test on the questions where two stages differ; p below 0.05 counts as "
     "significant. The p values are not corrected for several tests.",
     "SFT": "supervised fine-tuning: the model imitates written reasoning and right answers.",
@@ -112,12 +114,13 @@ def ranged(value: str, ci95: str) -> Html:
 def tests_table(tests: Json) -> Html | None:
     """Stage against stage; None where nothing was compared."""
     names = ["Compared", "Became right", "Became wrong", "Change, points", "McNemar", f"At the {ALPHA} level"]
-    lines = [test_line(*key.split("_vs_"), test) for key, test in tests.items()]
+    lines = [test_line(key, test) for key, test in tests.items()]
     return table(names, lines, class_="wide tests") if lines else None
 
 
-def test_line(after: str, before: str, test: Json) -> Html:
-    """One comparison."""
+def test_line(key: str, test: Json) -> Html:
+    """One comparison; its key is "AFTER_vs_BEFORE"."""
+    after, _, before = key.partition("_vs_")
     sure = "significant" if test["p"] < ALPHA else "not significant"
     cells = [test["c"], test["b"], signed(100 * test["difference"]), p_value(test["p"]), sure]
     return row_of(f"{label(after)} against {label(before)}", cells)

@@ -27,6 +27,14 @@ def spot(labels: np.ndarray, ids: tuple[int, ...]) -> tuple[float, float, float]
     return float(col), float(row), float(depth[row, col])
 
 
+def some_spot(labels: np.ndarray, ids: tuple[int, ...], random: Random) -> tuple[float, float, float]:
+    """A random point of a structure, at half of its greatest depth or deeper: x, y, depth in pixels."""
+    depth = ndimage.distance_transform_edt(np.pad(np.isin(labels, ids), 1))[1:-1, 1:-1]
+    points = np.argwhere(depth >= max(3.0, 0.5 * depth.max()))
+    row, col = points[random.randrange(len(points))].tolist()
+    return float(col), float(row), float(depth[row, col])
+
+
 MARKED = [
     "heart",
     "aorta",
@@ -161,7 +169,7 @@ def lobe_mark(
     volume: ct.Volume, index: int, split: str, hu: np.ndarray, labels: np.ndarray, name: str, random: Random
 ) -> Picture:
     """One slice with a marker in the named lobe."""
-    x, y, depth = spot(labels, (ct.LOBES[name],))
+    x, y, depth = some_spot(labels, (ct.LOBES[name],), random)
     shape = random.choice(["circle", "box"])
     radius = float(np.clip(depth, 4, 8))
     pixels = pack.draw_marker(pack.to_bytes(hu, *ct.WINDOWS["lung"]), x=x, y=y, radius=radius, shape=shape)

@@ -145,10 +145,11 @@ def largest(p: Picture, f: dict[str, Any], r: Random) -> Iterator[Ask]:
         "colon",
     ]
     found = sorted((f["organs"][n]["area"], n) for n in names if n in f["organs"] and readable(f, n))
-    for start in range(len(found) - 2):
-        group = found[start : start + 4][::-1]
-        if len(group) >= 3 and group[0][0] > 1.4 * group[1][0] and group[-1][0] > 0.001:
-            yield ask(p, r, "largest_organ", [n for _, n in group], group[0][1])
+    groups = [found[start : start + 4][::-1] for start in range(len(found) - 2)]
+    clear = [g for g in groups if g[0][0] > 1.4 * g[1][0] and g[-1][0] > 0.001]
+    if clear:
+        group = r.choice(clear)
+        yield ask(p, r, "largest_organ", [name for _, name in group], group[0][1])
 
 
 def marked_organ(p: Picture, f: dict[str, Any], r: Random) -> Iterator[Ask]:
