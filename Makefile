@@ -9,9 +9,10 @@ RUN ?= runs/quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYTHONUTF8 = 1
 
-.PHONY: help quickstart demo test lint format browser install clean
+.PHONY: help quickstart study demo test lint format browser install clean
 help:
 	@echo "make quickstart  diagnose, SFT, GRPO and report on the embedded data and model (minutes, no GPU needed)"
+	@echo "make study       the quickstart under three seeds, put together into docs/results/quickstart.json"
 	@echo "make demo        ask the models of RUN=$(RUN) in a browser"
 	@echo "make test        ruff, pyright and pytest;  make lint  without pytest;  make format  rewrites"
 	@echo "make clean       remove caches and builds (not $(VENV), not runs/)"
@@ -30,6 +31,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # --overwrite replaces a run of ours in that directory, and nothing else.
 quickstart: $(VENV)/.installed
 	$(BIN)/lite-medrl run examples/quickstart.yaml --output_dir runs/quickstart --overwrite
+
+# The quickstart under three seeds, put together: the figures in README.md.
+SEEDS ?= 0 1 2
+study: $(VENV)/.installed
+	for seed in $(SEEDS); do $(BIN)/lite-medrl run examples/quickstart.yaml seed=$$seed \
+		--output_dir runs/study/seed$$seed --overwrite || exit 1; done
+	$(BIN)/lite-medrl pool $(foreach seed,$(SEEDS),runs/study/seed$(seed)) --output docs/results/quickstart.json
 
 demo: $(VENV)/.installed
 	$(BIN)/lite-medrl demo $(RUN)

@@ -10,6 +10,7 @@ model: Qwen3. Run `python examples/make_embedded_model.py --minutes 60`; it resu
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import time
@@ -201,7 +202,7 @@ def things(rng: random.Random, known: list[str], count: int) -> list[str]:
 
 def story_turn(rng: random.Random, image: Image.Image) -> Turn:
     """One question that the text itself answers: reading and choosing are learnt apart from looking."""
-    count = rng.randint(2, 5)
+    count = rng.choice([2, 3, 3, 4])
     names, places = things(rng, ANIMALS, count), things(rng, PLACES, count)
     if len(names) < count or len(places) < count:
         return story_turn(rng, image)
@@ -314,6 +315,17 @@ def turns(rng: random.Random, images: list[tuple[np.ndarray, dict]], caption_fra
             yield shapes_turn(rng)
         else:
             yield (story_turn if chance < 0.8 else odd_one_turn)(rng, Image.fromarray(pixels))
+
+
+def batches(source: Iterator[Turn], batch_size: int, rng: random.Random) -> Iterator[list[Turn]]:
+    """Batches of turns of like length, so that little is padded; their order is shuffled."""
+    while True:
+        drawn = sorted(
+            (next(source) for _ in range(8 * batch_size)), key=lambda t: len(t.user) + len(t.assistant)
+        )
+        starts = list(range(0, len(drawn), batch_size))
+        rng.shuffle(starts)
+        yield from (drawn[i : i + batch_size] for i in starts)
 
 
 # Everyday words that the tokenizer should not have to spell.
@@ -509,10 +521,10 @@ def train(
         spent, step = saved["spent"], saved["step"]
     rng, noise = random.Random(seed + step), np.random.default_rng(seed + step)
     torch.manual_seed(seed + step)
-    source = turns(rng, images, caption_frac)
+    source = batches(turns(rng, images, caption_frac), batch_size, rng)
     start, saved_at, losses = time.time() - spent, time.time(), []
     while (spent := time.time() - start) < minutes * 60:
-        batch = encode(processor, [next(source) for _ in range(batch_size)], noise)
+        batch = encode(processor, next(source), noise)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(spent / (minutes * 60))
         loss = model(**batch).loss
@@ -529,6 +541,7 @@ def train(
             saved_at = time.time()
     save_state(state, model, optimiser, spent, step)
     export(output, model, processor)
+    note(output, spent / 60, step, float(np.mean(losses[-200:])))
 
 
 def save_state(
@@ -548,6 +561,13 @@ def export(folder: Path, model: LlavaForConditionalGeneration, processor: LlavaP
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def note(folder: Path, minutes: float, steps: int, loss: float) -> None:
+    """training.json: which images it was, and for how long; a test holds it against the pack."""
+    pack = hashlib.sha256((PACK / "images.jsonl").read_bytes()).hexdigest()
+    made = {"pack_sha256": pack, "minutes": round(minutes, 1), "steps": steps, "last_loss": round(loss, 4)}
+    (folder / "training.json").write_text(json.dumps(made, indent=2) + "\n")
 
 
 if __name__ == "__main__":

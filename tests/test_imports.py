@@ -22,7 +22,7 @@ MAY = {
     "train": {"model", "data", "types"} | BESIDE,
     "measure": {"model", "data", "types"} | BESIDE,
     "tools": {"train", "measure", "model", "data", "types"} | BESIDE,
-    "cli": {"tools", "types"} | BESIDE,
+    "cli": {"tools", "measure", "types"} | BESIDE,
     "__main__": {"cli"},
     "__init__": {"train"},
 }

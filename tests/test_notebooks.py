@@ -1,4 +1,4 @@
-"""The notebooks: calls and prose without stored outputs, and each runs from top to bottom on a shortened recipe."""
+"""The notebooks: calls and prose without stored outputs; each runs from top to bottom on a short recipe."""
 
 from __future__ import annotations
 
@@ -136,8 +136,11 @@ def test_steps_and_questions_shrink_alike_but_not_to_nothing() -> None:
     ]
     recipe = load_recipe(path, steps).recipe
     assert shortened(recipe, 2.5) == [
-        "data.max_validation_samples=100", "data.max_test_samples=250", "sft.max_steps=50", "grpo.max_steps=25"
-    ]  # fmt: skip
+        "data.max_validation_samples=100",
+        "data.max_test_samples=250",
+        "sft.max_steps=50",
+        "grpo.max_steps=25",
+    ]
     assert shortened(recipe, 0.001) == [f"{key}={fewest}" for key, fewest in FEWEST.items()]
     assert load_recipe(path, [*steps, *shortened(recipe, 0.001)]).recipe.grpo.max_steps == 10
 

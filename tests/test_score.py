@@ -30,11 +30,7 @@ def prompts() -> list[Any]:
 
 
 def double_model() -> Any:
-    model = tiny.make_model(tiny.make_processor()).double()
-    peft = tiny.with_lora(model)
-    for parameter in peft.parameters():
-        parameter.data = parameter.data.double()
-    return peft.eval()
+    return tiny.in_fp64(tiny.with_lora(tiny.make_model(tiny.make_processor()))).eval()
 
 
 def plain(

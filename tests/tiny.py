@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
+from types import MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from transformers import (
     Qwen3Config,
     SegformerConfig,
 )
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, Qwen3RotaryEmbedding
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from lite_medrl.data.prompts import question_text, target_text
@@ -203,6 +204,25 @@ def with_lora(model: Any, *, scale: float = 0.05, seed: int = 0) -> Any:
         if "lora_B" in name:
             parameter.data = scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
     return peft
+
+
+def in_fp64(model: Any) -> Any:
+    """The model in float64 to the last bit: Qwen3 computes its norms and rotations in fp32 whatever it is cast to."""
+
+    def norm(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+    def rotation(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angle = position_ids[..., None].double() * self.inv_freq.double()
+        return torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
+
+    model = model.double()
+    for module in model.modules():
+        if isinstance(module, Qwen3RMSNorm):
+            module.forward = MethodType(norm, module)
+        if isinstance(module, Qwen3RotaryEmbedding):
+            module.forward = MethodType(rotation, module)
+    return model
 
 
 def lora_grads(model: Any) -> dict[str, torch.Tensor]:

@@ -62,7 +62,8 @@ def check_image_tokens(processor: Any, batch: Any, samples: Sequence[Sample]) ->
 def special_ids(processor: Any) -> list[int]:
     """Token ids that an answer must never hold: image, pad and all other special tokens but the stops."""
     tokenizer = processor.tokenizer
-    return sorted(set(tokenizer.all_special_ids) - set(stop_ids(processor)))
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return sorted((added | set(tokenizer.all_special_ids)) - set(stop_ids(processor)))
 
 
 def stop_ids(processor: Any, model: Any = None) -> list[int]:

@@ -261,7 +261,7 @@ def _hf_generate(
     )
     torch.manual_seed(hash((seed, step)) % 2**31)
     stops = stop_ids(processor, model)
-    options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    options = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")}
     output = model.generate(
         **inputs,
         do_sample=sampling.temperature > 0,
@@ -270,6 +270,7 @@ def _hf_generate(
         eos_token_id=stops,
         pad_token_id=processor.tokenizer.pad_token_id,
         suppress_tokens=special_ids(processor),
+        repetition_penalty=1.0,  # the model's own default would count otherwise
         output_logits=False,
         output_scores=True,
         return_dict_in_generate=True,

@@ -124,10 +124,10 @@ def _separate(
 
 
 def repeat_rows(inputs: dict[str, torch.Tensor], owner_B: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Copies each prompt's tensors to its completions; patches of Qwen-style inputs are regrouped by image."""
+    """Copies each prompt's tensors to its completions; Qwen-style patches are regrouped by image."""
     images = {key: value for key, value in inputs.items() if key in PER_IMAGE}
-    grid = images.get("image_grid_thw")
-    count, prompts = len(next(iter(images.values() if grid is None else [grid]), ())), len(inputs["input_ids"])
+    grid, prompts = images.get("image_grid_thw"), len(inputs["input_ids"])
+    count = len(images.get("pixel_values", ())) if grid is None else len(grid)
     if count % prompts:
         raise ValueError("prompts with different numbers of images cannot be scored as separate rows yet")
     per_prompt = count // prompts

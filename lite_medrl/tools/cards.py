@@ -136,4 +136,4 @@ def framed(path: Path | str, height_px: int = 800) -> Html:
     """A page from disk in a frame without rights, so that its style stays apart from the notebook's."""
     look = f"width:100%;height:{height_px}px;border:1px solid #8884;border-radius:12px"
     text = Path(path).read_text(encoding="utf-8")
-    return tag("iframe", srcdoc=text, title=Path(path).name, sandbox="", style=look)
+    return tag("div", tag("iframe", srcdoc=text, title=Path(path).name, sandbox="", style=look))

@@ -21,7 +21,7 @@ from lite_medrl.tools.report.words import label, percent
 from lite_medrl.types import LETTERS, DataError, ImageRef, Sample
 
 EXAMPLES, MAX_QUESTION, MAX_OPTION = 12, 600, 120
-HINT = "Pick an image of the test split (no stage has seen it) or drop in your own."
+HINT = "Pick an image of the test split, or drop in your own."
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 

@@ -1,0 +1,383 @@
+"""Our decoding against transformers': the same greedy tokens, the distribution that was asked for, no banned token."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from scipy.stats import chisquare
+from transformers import (
+    MinPLogitsWarper,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from lite_medrl.model import generate as module
+from lite_medrl.model.encode import encode_prompts, special_ids, stop_ids
+from lite_medrl.model.generate import Sampling, draw, generate, truncate
+from lite_medrl.model.score import score
+
+GREEDY = Sampling(16, temperature=0.0)
+BANNED = ["<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<image>"]
+
+
+@pytest.fixture(scope="module")
+def schooled() -> Any:
+    """The schooled model on NF4 with a live adapter, and its processor."""
+    loaded = tiny.loaded()
+    return SimpleNamespace(model=tiny.with_lora(loaded.model, scale=0.02), processor=loaded.processor)
+
+
+def prompts(processor: Any, count: int = 6) -> dict[str, torch.Tensor]:
+    inputs = encode_prompts(processor, tiny.samples("test")[:count], instruction=tiny.INSTRUCTION)
+    assert count < 6 or not inputs["attention_mask"].all()
+    return inputs
+
+
+def transformers_greedy(model: Any, processor: Any, inputs: Any, length: int) -> list[list[int]]:
+    """Tokens up to and with the end token, from `model.generate`."""
+    with torch.no_grad():
+        output = model.generate(
+            **inputs, do_sample=False, max_new_tokens=length, suppress_tokens=special_ids(processor),
+            eos_token_id=stop_ids(processor, model), pad_token_id=processor.tokenizer.pad_token_id,
+        )  # fmt: skip
+    return [cut(row, stop_ids(processor)) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+
+
+def cut(row: list[int], stops: list[int]) -> list[int]:
+    end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
+    return row[:end]
+
+
+def ids(groups: Any) -> list[list[list[int]]]:
+    return [[list(c.token_ids) for c in group] for group in groups]
+
+
+def test_greedy_is_transformers_token_for_token_on_nf4_with_the_adapter_live(schooled: Any) -> None:
+    inputs = prompts(schooled.processor)
+    ours = generate(schooled.model, schooled.processor, inputs, num_generations=1, sampling=GREEDY)
+    theirs = transformers_greedy(schooled.model, schooled.processor, inputs, 16)
+    assert [row[0] for row in ids(ours)] == theirs
+    assert {group[0].finish_reason for group in ours} >= {"stop"}
+    with schooled.model.disable_adapter():
+        base = generate(schooled.model, schooled.processor, inputs, num_generations=1, sampling=GREEDY)
+    assert [g[0].sampling_logps for g in base] != [g[0].sampling_logps for g in ours]
+
+
+def test_a_long_answer_outgrows_the_cache_and_rows_leave_it_at_different_times() -> None:
+    processor = tiny.make_processor()
+    model = tiny.with_lora(tiny.make_model(processor)).eval()
+    inputs = prompts(processor)
+    theirs = transformers_greedy(model, processor, inputs, 75)
+    ours = generate(
+        model, processor, inputs, num_generations=1, sampling=Sampling(75, temperature=0.0)
+    )
+    assert [row[0] for row in ids(ours)] == theirs
+    assert all(c.finish_reason == "length" for (c,) in ours)
+    # Now call tokens that stand in those answers the end, so that rows stop at their own time.
+    stops = sorted({theirs[0][40], theirs[3][7]})
+    processor.tokenizer.eos_token = processor.tokenizer.convert_ids_to_tokens(stops[0])
+    model.generation_config.eos_token_id = stops
+    ours = generate(
+        model, processor, inputs, num_generations=2, sampling=Sampling(75, temperature=0.0)
+    )
+    expected = [cut(row, stops) for row in theirs]
+    assert [row[0] for row in ids(ours)] == [row[1] for row in ids(ours)] == expected
+    assert len({len(row) for row in expected}) > 1
+    for (completion, _), row in zip(ours, expected, strict=True):
+        assert completion.finish_reason == ("stop" if row[-1] in stops else "length")
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampling_logps_are_the_rescored_ones(
+    schooled: Any, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    """With nothing banned, so that both are the whole vocabulary's."""
+    monkeypatch.setattr(module, "special_ids", lambda processor: [])
+    inputs = prompts(schooled.processor)
+    groups = generate(
+        schooled.model, schooled.processor, inputs, num_generations=3, sampling=Sampling(14, temperature)
+    )
+    flat = [c for group in groups for c in group]
+    owners = [p for p in range(6) for _ in range(3)]
+    scored = score(schooled.model, inputs, [c.token_ids for c in flat], owners, temperature=temperature)
+    sampled = torch.tensor([logp for c in flat for logp in c.sampling_logps])
+    torch.testing.assert_close(sampled, scored.logp_N.detach(), rtol=1e-5, atol=1e-5)
+    assert all(len(c.token_ids) == len(c.sampling_logps) for c in flat)
+
+
+def test_with_banned_tokens_the_logps_are_renormalised() -> None:
+    logits = torch.randn(5, 12, generator=torch.Generator().manual_seed(0)) * 2
+    allowed = [i for i in range(12) if i not in (0, 3, 11)]
+    masked = logits.clone()
+    masked[:, [0, 3, 11]] = -torch.inf
+    token, logp = draw(masked, torch.linspace(0, 0.99, 5), Sampling(1))
+    expected = logits[:, allowed].log_softmax(-1)
+    for row in range(5):
+        assert float(logp[row]) == pytest.approx(
+            float(expected[row, allowed.index(int(token[row]))]), abs=1e-6
+        )
+
+
+def test_batch_layout_does_not_change_the_samples(schooled: Any) -> None:
+    keys, sampling = [11, 22, 33, 44, 55, 66], Sampling(12)
+
+    def run(order: list[int]) -> dict[int, list[list[int]]]:
+        samples = [tiny.samples("test")[i] for i in order]
+        inputs = encode_prompts(schooled.processor, samples, instruction=tiny.INSTRUCTION)
+        groups = generate(
+            schooled.model, schooled.processor, inputs, num_generations=4, sampling=sampling, seed=3, step=5,
+            keys_P=[keys[i] for i in order],
+        )  # fmt: skip
+        return dict(zip(order, ids(groups), strict=True))
+
+    straight = run([0, 1, 2, 3, 4, 5])
+    assert len({tuple(map(tuple, group)) for group in straight.values()}) == 6
+    assert run([5, 2, 0, 4, 1, 3]) == straight
+    assert [run([i])[i] for i in range(6)] == list(straight.values())
+
+
+def test_seed_step_and_key_each_change_the_samples_and_nothing_else_does(schooled: Any) -> None:
+    inputs = prompts(schooled.processor, 2)
+
+    def run(**where: Any) -> list[list[list[int]]]:
+        options = {"seed": 1, "step": 2, "keys_P": [8, 9]} | where
+        torch.manual_seed(np.random.randint(1000))
+        return ids(
+            generate(
+                schooled.model, schooled.processor, inputs, num_generations=4, sampling=Sampling(12), **options
+            )
+        )
+
+    first = run()
+    assert run() == first
+    assert all(run(**{k: v}) != first for k, v in {"seed": 7, "step": 7, "keys_P": [7, 7]}.items())
+
+
+def test_greedy_first_leaves_the_others_as_they_were(schooled: Any) -> None:
+    inputs = prompts(schooled.processor)
+    common = {"num_generations": 4, "sampling": Sampling(14)}
+    plain = ids(generate(schooled.model, schooled.processor, inputs, **common))
+    mixed = ids(generate(schooled.model, schooled.processor, inputs, greedy_first=True, **common))
+    greedy = ids(generate(schooled.model, schooled.processor, inputs, num_generations=1, sampling=GREEDY))
+    assert [g[0][:14] for g in mixed] == [g[0][:14] for g in greedy]
+    assert [g[1:] for g in mixed] == [g[1:] for g in plain]
+    assert [g[0] for g in mixed] != [g[0] for g in plain]
+
+
+def test_finish_reasons_and_texts(schooled: Any) -> None:
+    inputs, tokenizer = prompts(schooled.processor), schooled.processor.tokenizer
+    whole = generate(schooled.model, schooled.processor, inputs, num_generations=2, sampling=Sampling(30))
+    short = generate(schooled.model, schooled.processor, inputs, num_generations=2, sampling=Sampling(3))
+    ended = [c for group in whole for c in group if c.finish_reason == "stop"]
+    assert len(ended) > 8
+    for completion in ended:
+        assert completion.token_ids[-1] == tokenizer.eos_token_id
+        assert completion.token_ids.count(tokenizer.eos_token_id) == 1
+        assert completion.text == tokenizer.decode(completion.token_ids[:-1])
+        assert completion.text.endswith("</answer>")
+    for group, full in zip(short, whole, strict=True):
+        for completion, longer in zip(group, full, strict=True):
+            assert completion.finish_reason == "length"
+            assert completion.token_ids == longer.token_ids[:3]
+    length = min(len(c.token_ids) for c in ended)
+    exact = generate(schooled.model, schooled.processor, inputs, num_generations=2, sampling=Sampling(length))
+    assert any(c.finish_reason == "stop" and len(c.token_ids) == length for group in exact for c in group)
+
+
+def test_the_training_flag_is_put_back(schooled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, seen = prompts(schooled.processor, 1), []
+    real = module._decode
+    monkeypatch.setattr(module, "_decode", lambda model, *a: seen.append(model.training) or real(model, *a))
+    for flag in (True, False):
+        schooled.model.train(flag)
+        generate(schooled.model, schooled.processor, inputs, num_generations=2, sampling=Sampling(2))
+        assert schooled.model.training is flag
+    schooled.model.train()
+    with pytest.raises(KeyError):
+        generate(
+            schooled.model, schooled.processor, {"input_ids": inputs["input_ids"]}, num_generations=1, sampling=GREEDY
+        )  # fmt: skip
+    assert schooled.model.training is True
+    assert seen == [False] * 3
+    schooled.model.eval()
+
+
+def test_special_tokens_are_banned_and_the_end_token_is_not() -> None:
+    processor = tiny.make_processor()
+    names = processor.tokenizer.convert_ids_to_tokens(special_ids(processor))
+    assert sorted(names) == sorted(BANNED)
+    assert processor.tokenizer.convert_ids_to_tokens(stop_ids(processor)) == ["<|end|>"]
+
+
+def test_banned_tokens_are_never_drawn() -> None:
+    """Their logits are made the largest by far, and they stand at both ends of the vocabulary."""
+    processor = tiny.make_processor()
+    model = tiny.make_model(processor).eval()
+    banned = special_ids(processor)
+    real = model.lm_head.forward
+    model.lm_head.forward = lambda x: real(x).index_fill(-1, torch.tensor(banned), 50.0)
+    for sampling in (Sampling(8), Sampling(8, top_k=3), Sampling(8, top_p=0.5, min_p=0.2), Sampling(8, 0.0)):
+        groups = generate(model, processor, prompts(processor), num_generations=8, sampling=sampling)
+        assert not {t for group in groups for c in group for t in c.token_ids} & set(banned)
+        assert np.isfinite([logp for group in groups for c in group for logp in c.sampling_logps]).all()
+    logits = torch.full((2, 6), -torch.inf)
+    logits[:, 2:4] = 0.0
+    assert draw(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), Sampling(1))[0].tolist() == [2, 3]
+
+
+OPTIONS = [
+    {"temperature": 1.0},
+    {"temperature": 0.6},
+    {"temperature": 1.7, "top_k": 3},
+    {"temperature": 1.0, "top_p": 0.7},
+    {"temperature": 1.3, "min_p": 0.2},
+    {"temperature": 0.8, "top_k": 6, "top_p": 0.9, "min_p": 0.15},
+]
+
+
+def warped(logits_RV: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    """Probabilities after transformers' own warpers, in its order."""
+    warpers = [TemperatureLogitsWarper(options["temperature"])]
+    for name, kind in {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}.items():
+        warpers += [kind(options[name])] if name in options else []
+    for warper in warpers:
+        logits_RV = warper(torch.zeros(len(logits_RV), 1, dtype=torch.long), logits_RV)
+    return logits_RV.softmax(-1)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_distribution_is_transformers(options: dict[str, Any]) -> None:
+    logits = 2 * torch.randn(200, 24, generator=torch.Generator().manual_seed(1))
+    ours = truncate((logits / options["temperature"]).log_softmax(-1), Sampling(1, **options)).softmax(-1)
+    torch.testing.assert_close(ours, warped(logits, options), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_frequencies_follow_the_distribution(options: dict[str, Any]) -> None:
+    logits, count = torch.tensor([[0.5, -1.0, 2.0, 1.4, -3.0, 0.0, 1.9, -0.4]]), 40_000
+    uniform = module._uniforms((0, 0), range(200), 20, 10).flatten()
+    token, logp = draw(logits.expand(count, -1), uniform, Sampling(1, **options))
+    expected = warped(logits, options)[0].double()
+    torch.testing.assert_close(logp.exp().double(), expected[token], rtol=1e-5, atol=1e-7)
+    seen = Counter(token.tolist())
+    kept = [i for i in range(8) if expected[i] > 0]
+    assert set(seen) == set(kept)
+    share = np.array([float(expected[i]) for i in kept])
+    assert chisquare([seen[i] for i in kept], count * share / share.sum()).pvalue > 1e-3
+
+
+# --- the road through transformers' generate -------------------------------------------------------------------------
+IMAGE, PAD, END = 60, 61, 62
+
+
+@pytest.fixture(scope="module")
+def qwen() -> Iterator[Any]:
+    """A tiny Qwen3-VL (M-RoPE), hand-made inputs of two lengths, and the little of a processor that is asked for."""
+    torch.manual_seed(0)
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256, "initializer_range": 0.3,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
+            "temporal_patch_size": 1, "spatial_merge_size": 2, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+        },
+        image_token_id=IMAGE, video_token_id=63, vision_start_token_id=58, vision_end_token_id=59,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    model = Qwen3VLForConditionalGeneration(config).eval()
+    tokenizer = SimpleNamespace(
+        all_special_ids=[IMAGE, PAD, END], eos_token_id=END, pad_token_id=PAD, added_tokens_decoder={},
+        batch_decode=lambda rows: [" ".join(map(str, row)) for row in rows],
+    )  # fmt: skip
+    head = [58, IMAGE, IMAGE, IMAGE, IMAGE, 59]
+    rows = [[PAD, PAD, *head, 1, 2], [*head, 3, 4, 5, 6]]
+    input_ids = torch.tensor(rows)
+    inputs = {
+        "input_ids": input_ids,
+        "attention_mask": (input_ids != PAD).long(),
+        "mm_token_type_ids": (input_ids == IMAGE).long(),
+        "pixel_values": torch.randn(32, 48),
+        "image_grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]]),
+    }
+    yield SimpleNamespace(model=model, processor=SimpleNamespace(tokenizer=tokenizer), inputs=inputs)
+
+
+def full_forwards(qwen: Any, row: int, length: int) -> list[int]:
+    """Greedy tokens of one unpadded prompt by whole forward passes, without cache and without `generate`."""
+    keep = qwen.inputs["attention_mask"][row].bool()
+    found = qwen.inputs["input_ids"][row][keep].tolist()
+    start = len(found)
+    while len(found) - start < length and found[-1] != END:
+        ids = torch.tensor([found])
+        with torch.no_grad():
+            logits = qwen.model(
+                input_ids=ids, mm_token_type_ids=(ids == IMAGE).long(),
+                pixel_values=qwen.inputs["pixel_values"][16 * row : 16 * row + 16],
+                image_grid_thw=qwen.inputs["image_grid_thw"][row : row + 1],
+            ).logits[0, -1]  # fmt: skip
+        logits[[IMAGE, PAD]] = -torch.inf
+        found.append(int(logits.argmax()))
+    return found[start:]
+
+
+def test_models_with_other_positions_answer_through_transformers(qwen: Any) -> None:
+    assert not module.has_plain_positions(qwen.model)
+    groups = generate(
+        qwen.model, qwen.processor, qwen.inputs, num_generations=1, sampling=Sampling(9, temperature=0.0)
+    )
+    assert [row[0] for row in ids(groups)] == [full_forwards(qwen, row, 9) for row in (0, 1)]
+    mixed = generate(
+        qwen.model, qwen.processor, qwen.inputs, num_generations=3, sampling=Sampling(9, 1.5), greedy_first=True
+    )
+    assert [group[0] for group in mixed] == [group[0] for group in groups]
+    assert len({c.token_ids for group in mixed for c in group}) == 6
+
+
+def test_there_too_sampling_logps_are_the_rescored_ones(qwen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "special_ids", lambda processor: [])
+    groups = generate(qwen.model, qwen.processor, qwen.inputs, num_generations=4, sampling=Sampling(7, 1.2))
+    flat = [c for group in groups for c in group]
+    scored = score(qwen.model, qwen.inputs, [c.token_ids for c in flat], [0] * 4 + [1] * 4, temperature=1.2)
+    sampled = torch.tensor([logp for c in flat for logp in c.sampling_logps])
+    torch.testing.assert_close(sampled, scored.logp_N.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_there_too_every_option_counts_and_the_models_own_defaults_do_not(qwen: Any) -> None:
+    def run(sampling: Sampling) -> list[list[list[int]]]:
+        return ids(generate(qwen.model, qwen.processor, qwen.inputs, num_generations=6, sampling=sampling, seed=2))
+
+    plain, greedy = run(Sampling(7, 1.2)), run(Sampling(7, 1.2, top_k=1))
+    assert [group[0] for group in greedy] == [full_forwards(qwen, row, 7) for row in (0, 1)]
+    assert run(Sampling(7, 1.2, min_p=0.999)) == greedy != plain
+    own = qwen.model.generation_config
+    before = own.to_dict()
+    try:
+        own.update(repetition_penalty=5.0, top_k=1, min_p=0.9, top_p=0.1, do_sample=True, temperature=0.01)
+        assert run(Sampling(7, 1.2)) == plain
+    finally:
+        own.update(**before)
+
+
+def test_the_two_roads_agree(schooled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = prompts(schooled.processor)
+    plain = generate(schooled.model, schooled.processor, inputs, num_generations=1, sampling=GREEDY)
+    monkeypatch.setattr(module, "has_plain_positions", lambda model: False)
+    other = generate(schooled.model, schooled.processor, inputs, num_generations=1, sampling=GREEDY)
+    assert [g[0].token_ids for g in other] == [g[0].token_ids for g in plain]
+    assert [g[0].text for g in other] == [g[0].text for g in plain]
+    assert [g[0].finish_reason for g in other] == [g[0].finish_reason for g in plain]
+    for (a,), (b,) in zip(plain, other, strict=True):
+        assert a.sampling_logps == pytest.approx(b.sampling_logps, abs=1e-5)
