@@ -53,9 +53,9 @@ SHORT = "think , then answer ."  # the instruction the embedded model is used to
 
 @dataclass(frozen=True)
 class Turn:
-    """One made-up or caption example: an image, what the user says, what the model should say."""
+    """One made-up or caption example: an image or none, what the user says, what the model should say."""
 
-    pixels: np.ndarray  # uint8 [SIZE, SIZE, 3]
+    pixels: np.ndarray | None  # uint8 [SIZE, SIZE, 3]
     user: str
     assistant: str
 
@@ -117,11 +117,17 @@ def choose(rng: random.Random, answer: str, pool: list[str]) -> list[str]:
 
 
 def ask(
-    rng: random.Random, image: Image.Image, question: str, thought: str, answer: str, options: list[str]
+    rng: random.Random,
+    image: Image.Image | None,
+    question: str,
+    thought: str,
+    answer: str,
+    options: list[str],
 ) -> Turn:
     """A question in the chat format with tags."""
     user = question_text(question, options, rng.choice([SHORT, SHORT, SHORT, ""]))
-    return Turn(np.asarray(image), user, f"<think> {thought} </think><answer> {answer} </answer>")
+    said = f"<think> {thought} </think><answer> {answer} </answer>"
+    return Turn(None if image is None else np.asarray(image), user, said)
 
 
 def shapes_turn(rng: random.Random) -> Turn:
@@ -185,49 +191,35 @@ def shapes_turn(rng: random.Random) -> Turn:
     return ask(rng, image, question, thought, "yes" if seen else "no", options)
 
 
-def made_up_word(rng: random.Random) -> str:
-    """A word of two or three syllables that means nothing."""
-    return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3)))
+def things(rng: random.Random, words: list[str], count: int) -> list[str]:
+    """Distinct phrases of one or two random words: nothing to know about them, they can only be copied."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[" ".join(rng.sample(words, rng.choice([1, 1, 2])))] = None
+    return list(found)
 
 
-def things(rng: random.Random, known: list[str], count: int) -> list[str]:
-    """Distinct words: from a list, or made up, or two made-up words each, so that options must be copied."""
+def text_turn(rng: random.Random, words: list[str]) -> Turn:
+    """Reading and choosing without an image: say it again, find it in the list, who is where."""
     chance = rng.random()
     if chance < 0.3:
-        return rng.sample(known, count)
-    words = [made_up_word(rng) for _ in range(count * 3)]
-    pairs = [f"{a} {b}" for a, b in zip(words, words[count:], strict=False)]
-    return list(dict.fromkeys(words if chance < 0.65 else pairs))[:count]
-
-
-def story_turn(rng: random.Random, image: Image.Image) -> Turn:
-    """One question that the text itself answers: reading and choosing are learnt apart from looking."""
-    count = rng.choice([2, 3, 3, 4])
-    names, places = things(rng, ANIMALS, count), things(rng, PLACES, count)
-    if len(names) < count or len(places) < count:
-        return story_turn(rng, image)
-    i = rng.randrange(count)
-    told = list(zip(names, places, strict=True))[: rng.randint(i + 1, count)]
-    story = " ".join(f"the {name} is at the {place} ." for name, place in told)
-    thought = f"the {names[i]} is at the {places[i]} ."
-    if rng.random() < 0.5:
-        question, answer, options = f"where is the {names[i]} ?", places[i], places
-    else:
-        question, answer, options = f"who is at the {places[i]} ?", names[i], names
-    return ask(rng, image, f"{story} {question}", thought, answer, rng.sample(options, count))
-
-
-def odd_one_turn(rng: random.Random, image: Image.Image) -> Turn:
-    """A question about the options themselves: which was named, which stands where."""
-    options = things(rng, ANIMALS + PLACES + FRUITS, rng.randint(2, 5))
-    if len(options) < 2:
-        return odd_one_turn(rng, image)
+        said = " ".join(rng.choices(words, k=rng.randint(2, 10)))
+        return Turn(None, f"say : {said}", said)
+    options = things(rng, words, rng.randint(2, 5))
     answer = rng.choice(options)
-    if rng.random() < 0.5:
-        return ask(rng, image, f"look for {answer} .", f"this is {answer} .", answer, options)
-    number = options.index(answer)
-    words = ["first", "second", "third", "fourth", "fifth"]
-    return ask(rng, image, f"what is {words[number]} in the list ?", f"it is {answer} .", answer, options)
+    if chance < 0.5:
+        return ask(rng, None, f"look for {answer} .", f"this is {answer} .", answer, options)
+    if chance < 0.7:
+        number = ["first", "second", "third", "fourth", "fifth"][options.index(answer)]
+        return ask(rng, None, f"what is {number} in the list ?", f"it is {answer} .", answer, options)
+    others = things(rng, words, len(options))
+    told = list(zip(options, others, strict=True))
+    rng.shuffle(told)
+    story = " ".join(f"the {one} is the {other} ." for one, other in told)
+    other = others[options.index(answer)]
+    return ask(
+        rng, None, f"{story} which is the {other} ?", f"the {answer} is the {other} .", answer, options
+    )
 
 
 # --- captions of the training images
@@ -296,39 +288,37 @@ def caption_turn(rng: random.Random, pixels: np.ndarray, row: dict) -> Turn:
     facts, chance = row["facts"], rng.random()
     if chance < 0.35 and "marker" not in facts and (organs := compact_organs(row)):
         return marked_turn(rng, pixels, row, organs)
-    if chance < 0.6 and facts.get("organs") and "marker" not in facts:
-        names = rng.sample(list(facts["organs"]), min(len(facts["organs"]), rng.randint(1, 4)))
-        said = " ".join(f"the {name} is {where(*facts['organs'][name]['at'])} ." for name in names)
-        return Turn(pixels, rng.choice(["say what is where .", "name things in the image ."]), said)
-    sentences = [s.strip() + " ." for s in row["caption"].split(".") if s.strip()]
-    rng.shuffle(sentences)
-    return Turn(pixels, rng.choice(DESCRIBE), " ".join(sentences))
+    return Turn(pixels, rng.choice(DESCRIBE), row["caption"])
 
 
-def turns(rng: random.Random, images: list[tuple[np.ndarray, dict]], caption_frac: float) -> Iterator[Turn]:
-    """An endless mixture of captions and made-up instructions."""
+def image_turns(
+    rng: random.Random, images: list[tuple[np.ndarray, dict]], caption_frac: float
+) -> Iterator[Turn]:
+    """An endless mixture of captions and shapes."""
     while True:
-        pixels, row = rng.choice(images)
-        if rng.random() < caption_frac:
-            yield caption_turn(rng, pixels, row)
-        elif (chance := rng.random()) < 0.5:
-            yield shapes_turn(rng)
-        else:
-            yield (story_turn if chance < 0.8 else odd_one_turn)(rng, Image.fromarray(pixels))
+        yield caption_turn(rng, *rng.choice(images)) if rng.random() < caption_frac else shapes_turn(rng)
 
 
-def batches(source: Iterator[Turn], batch_size: int, rng: random.Random) -> Iterator[list[Turn]]:
-    """Batches of turns of like length, so that little is padded; their order is shuffled."""
+def batches(
+    rng: random.Random,
+    images: list[tuple[np.ndarray, dict]],
+    batch_size: int,
+    caption_frac: float,
+    text_frac: float,
+) -> Iterator[list[Turn]]:
+    """Batches of turns of like length, so that little is padded; a share of them is text alone."""
+    words = sorted({word for _, row in images for word in row["caption"].split() if word.isalpha()})
+    words += ANIMALS + PLACES + FRUITS + list(COLOURS) + SHAPES + NUMBERS
+    source = image_turns(rng, images, caption_frac)
     while True:
-        drawn = sorted(
-            (next(source) for _ in range(8 * batch_size)), key=lambda t: len(t.user) + len(t.assistant)
-        )
-        starts = list(range(0, len(drawn), batch_size))
-        rng.shuffle(starts)
-        yield from (drawn[i : i + batch_size] for i in starts)
+        drawn = [next(source) for _ in range(8 * batch_size)]
+        drawn.sort(key=lambda turn: len(turn.user) + len(turn.assistant))
+        found = [drawn[i : i + batch_size] for i in range(0, len(drawn), batch_size)]
+        found += [[text_turn(rng, words) for _ in range(batch_size)] for _ in range(round(8 * text_frac))]
+        rng.shuffle(found)
+        yield from found
 
 
-# Everyday words that the tokenizer should not have to spell.
 WORDS = """which what where who how many is are was the a an of in on at to by for from with and or not no yes
 this that these image picture shown show see seen visible name count say used used part side body patient
 organ structure slice
@@ -339,9 +329,8 @@ area largest lies cut cuts main kind type view height level colour tissue there 
 # ----------------------------------------------------------------------------------
 def make_processor(images: list[tuple[np.ndarray, dict]], vocab_size: int = 1400) -> LlavaProcessor:
     """Byte-level BPE learnt from captions and made-up text, in a stock LlavaProcessor."""
-    rng = random.Random(0)
-    source = turns(rng, images, 0.5)
-    text = [part for turn in (next(source) for _ in range(4000)) for part in (turn.user, turn.assistant)]
+    source = batches(random.Random(0), images, 32, 0.6, 1.0)
+    text = [part for _ in range(160) for turn in next(source) for part in (turn.user, turn.assistant)]
     text += [" ".join(["", *WORDS.split()])] * 50
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -408,18 +397,20 @@ def encode(processor: LlavaProcessor, batch: list[Turn], rng: np.random.Generato
     tokenizer, cells = processor.tokenizer, (SIZE // CELL) ** 2
     rows, labels = [], []
     for turn in batch:
-        prompt = f"<|user|>\n{'<image>' * cells}\n{turn.user}<|end|>\n<|assistant|>\n"
+        seen = "" if turn.pixels is None else "<image>" * cells + "\n"
+        prompt = f"<|user|>\n{seen}{turn.user}<|end|>\n<|assistant|>\n"
         head, tail = tokenizer(prompt)["input_ids"], tokenizer(turn.assistant + "<|end|>")["input_ids"]
         rows.append(head + tail)
         labels.append([-100] * len(head) + tail)
     width = max(map(len, rows))
     pad = tokenizer.pad_token_id
-    return {
+    inputs = {
         "input_ids": torch.tensor([r + [pad] * (width - len(r)) for r in rows]),
         "attention_mask": torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows]),
         "labels": torch.tensor([r + [-100] * (width - len(r)) for r in labels]),
-        "pixel_values": augment(np.stack([turn.pixels for turn in batch]), rng),
     }
+    pixels = [turn.pixels for turn in batch if turn.pixels is not None]
+    return inputs | ({"pixel_values": augment(np.stack(pixels), rng)} if pixels else {})
 
 
 def learning_rate(frac: float, peak: float = 1.5e-3) -> float:
@@ -505,7 +496,13 @@ def warm_tower(folder: Path, minutes: float, batch_size: int = 32) -> None:
 
 
 def train(
-    folder: Path, output: Path, minutes: float, batch_size: int, caption_frac: float, seed: int = 0
+    folder: Path,
+    output: Path,
+    minutes: float,
+    batch_size: int,
+    caption_frac: float,
+    text_frac: float,
+    seed: int = 0,
 ) -> None:
     """Trains until the minutes are used up; every 3 minutes writes a state to go on from."""
     images = training_images()
@@ -521,8 +518,9 @@ def train(
         spent, step = saved["spent"], saved["step"]
     rng, noise = random.Random(seed + step), np.random.default_rng(seed + step)
     torch.manual_seed(seed + step)
-    source = batches(turns(rng, images, caption_frac), batch_size, rng)
-    start, saved_at, losses = time.time() - spent, time.time(), []
+    source = batches(rng, images, batch_size, caption_frac, text_frac)
+    start, saved_at = time.time() - spent, time.time()
+    losses: dict[str, list[float]] = {"images": [], "text": []}
     while (spent := time.time() - start) < minutes * 60:
         batch = encode(processor, next(source), noise)
         for group in optimiser.param_groups:
@@ -532,16 +530,19 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        losses.append(loss.item())
+        losses["images" if "pixel_values" in batch else "text"].append(loss.item())
         step += 1
         if step % 50 == 0:
-            print(f"{spent / 60:6.1f} min  step {step}  loss {np.mean(losses[-50:]):.3f}", flush=True)
+            recent = "  ".join(
+                f"{key} {np.mean(values[-40:]):.3f}" for key, values in losses.items() if values
+            )
+            print(f"{spent / 60:6.1f} min  step {step}  loss of {recent}", flush=True)
         if time.time() - saved_at > 180:
             save_state(state, model, optimiser, spent, step)
             saved_at = time.time()
     save_state(state, model, optimiser, spent, step)
     export(output, model, processor)
-    note(output, spent / 60, step, float(np.mean(losses[-200:])))
+    note(output, spent / 60, step, float(np.mean(losses["images"][-200:])))
 
 
 def save_state(
@@ -579,9 +580,19 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=60.0, help="of which a sixth warms up the tower")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--caption_frac", type=float, default=0.6)
+    parser.add_argument(
+        "--text_frac", type=float, default=0.4, help="batches of text alone for one with images"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work_dir.mkdir(parents=True, exist_ok=True)
     warm_tower(args.work_dir, args.minutes / 6)
-    train(args.work_dir, args.output_dir, args.minutes * 5 / 6, args.batch_size, args.caption_frac)
+    train(
+        args.work_dir,
+        args.output_dir,
+        args.minutes * 5 / 6,
+        args.batch_size,
+        args.caption_frac,
+        args.text_frac,
+    )

@@ -1,7 +1,7 @@
 """The values that flow between the stations: a Sample is asked, a Group of Completions comes back.
 
-Frozen and plain: no torch, no disk, no random state. The errors of the front door live here too, because every
-station may raise them and only the command line catches them.
+Frozen and plain: no torch, no disk, no random state. The errors of the front door live here too, because
+every station may raise them and only the command line catches them.
 """
 
 from __future__ import annotations

@@ -78,18 +78,14 @@ def test_a_long_answer_outgrows_the_cache_and_rows_leave_it_at_different_times()
     model = tiny.with_lora(tiny.make_model(processor)).eval()
     inputs = prompts(processor)
     theirs = transformers_greedy(model, processor, inputs, 75)
-    ours = generate(
-        model, processor, inputs, num_generations=1, sampling=Sampling(75, temperature=0.0)
-    )
+    ours = generate(model, processor, inputs, num_generations=1, sampling=Sampling(75, temperature=0.0))
     assert [row[0] for row in ids(ours)] == theirs
     assert all(c.finish_reason == "length" for (c,) in ours)
     # Now call tokens that stand in those answers the end, so that rows stop at their own time.
     stops = sorted({theirs[0][40], theirs[3][7]})
     processor.tokenizer.eos_token = processor.tokenizer.convert_ids_to_tokens(stops[0])
     model.generation_config.eos_token_id = stops
-    ours = generate(
-        model, processor, inputs, num_generations=2, sampling=Sampling(75, temperature=0.0)
-    )
+    ours = generate(model, processor, inputs, num_generations=2, sampling=Sampling(75, temperature=0.0))
     expected = [cut(row, stops) for row in theirs]
     assert [row[0] for row in ids(ours)] == [row[1] for row in ids(ours)] == expected
     assert len({len(row) for row in expected}) > 1
@@ -154,7 +150,12 @@ def test_seed_step_and_key_each_change_the_samples_and_nothing_else_does(schoole
         torch.manual_seed(np.random.randint(1000))
         return ids(
             generate(
-                schooled.model, schooled.processor, inputs, num_generations=4, sampling=Sampling(12), **options
+                schooled.model,
+                schooled.processor,
+                inputs,
+                num_generations=4,
+                sampling=Sampling(12),
+                **options,
             )
         )
 
@@ -232,7 +233,10 @@ def test_banned_tokens_are_never_drawn() -> None:
         assert np.isfinite([logp for group in groups for c in group for logp in c.sampling_logps]).all()
     logits = torch.full((2, 6), -torch.inf)
     logits[:, 2:4] = 0.0
-    assert draw(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), Sampling(1))[0].tolist() == [2, 3]
+    assert draw(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), Sampling(1))[0].tolist() == [
+        2,
+        3,
+    ]
 
 
 OPTIONS = [
@@ -248,7 +252,11 @@ OPTIONS = [
 def warped(logits_RV: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
     """Probabilities after transformers' own warpers, in its order."""
     warpers = [TemperatureLogitsWarper(options["temperature"])]
-    for name, kind in {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}.items():
+    for name, kind in {
+        "top_k": TopKLogitsWarper,
+        "top_p": TopPLogitsWarper,
+        "min_p": MinPLogitsWarper,
+    }.items():
         warpers += [kind(options[name])] if name in options else []
     for warper in warpers:
         logits_RV = warper(torch.zeros(len(logits_RV), 1, dtype=torch.long), logits_RV)
@@ -340,7 +348,12 @@ def test_models_with_other_positions_answer_through_transformers(qwen: Any) -> N
     )
     assert [row[0] for row in ids(groups)] == [full_forwards(qwen, row, 9) for row in (0, 1)]
     mixed = generate(
-        qwen.model, qwen.processor, qwen.inputs, num_generations=3, sampling=Sampling(9, 1.5), greedy_first=True
+        qwen.model,
+        qwen.processor,
+        qwen.inputs,
+        num_generations=3,
+        sampling=Sampling(9, 1.5),
+        greedy_first=True,
     )
     assert [group[0] for group in mixed] == [group[0] for group in groups]
     assert len({c.token_ids for group in mixed for c in group}) == 6
@@ -357,7 +370,9 @@ def test_there_too_sampling_logps_are_the_rescored_ones(qwen: Any, monkeypatch: 
 
 def test_there_too_every_option_counts_and_the_models_own_defaults_do_not(qwen: Any) -> None:
     def run(sampling: Sampling) -> list[list[list[int]]]:
-        return ids(generate(qwen.model, qwen.processor, qwen.inputs, num_generations=6, sampling=sampling, seed=2))
+        return ids(
+            generate(qwen.model, qwen.processor, qwen.inputs, num_generations=6, sampling=sampling, seed=2)
+        )
 
     plain, greedy = run(Sampling(7, 1.2)), run(Sampling(7, 1.2, top_k=1))
     assert [group[0] for group in greedy] == [full_forwards(qwen, row, 7) for row in (0, 1)]

@@ -122,7 +122,9 @@ def test_on_nf4_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         torch.testing.assert_close(found.logp_N, expected, rtol=1e-5, atol=1e-5)
         for name, grad in backward(model, found.logp_N, found.entropy_N).items():
-            torch.testing.assert_close(grad, grads[name], rtol=1e-4, atol=1e-5 * float(grads[name].abs().max()))
+            torch.testing.assert_close(
+                grad, grads[name], rtol=1e-4, atol=1e-5 * float(grads[name].abs().max())
+            )
 
 
 def test_gradient_checkpointing_falls_back_to_separate_rows_with_the_same_result(
@@ -148,8 +150,12 @@ def test_every_prompt_may_have_two_images(monkeypatch: pytest.MonkeyPatch) -> No
     image_token = tiny.make_processor().image_token_id
     extra = torch.full((3, tiny.TOKENS), image_token)
     batch["input_ids"] = torch.cat([batch["input_ids"], extra, batch["input_ids"][:, -3:]], 1)
-    batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones(3, tiny.TOKENS + 3, dtype=torch.long)], 1)
-    pixels = torch.randn(6, *batch["pixel_values"].shape[1:], dtype=F64, generator=torch.Generator().manual_seed(0))
+    batch["attention_mask"] = torch.cat(
+        [batch["attention_mask"], torch.ones(3, tiny.TOKENS + 3, dtype=torch.long)], 1
+    )
+    pixels = torch.randn(
+        6, *batch["pixel_values"].shape[1:], dtype=F64, generator=torch.Generator().manual_seed(0)
+    )
     batch["pixel_values"] = pixels
     shared = score(model, batch, COMPLETIONS, OWNERS).logp_N
     torch.testing.assert_close(separately(monkeypatch, model, batch).logp_N, shared, rtol=1e-10, atol=1e-10)

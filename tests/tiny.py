@@ -157,7 +157,9 @@ def school(model: Any, processor: LlavaProcessor, steps: int = 150) -> None:
     for step in range(steps):
         batch = rng.sample(train, 8)
         inputs = encode_prompts(processor, batch, instruction=INSTRUCTION)
-        answers = [target_text(s).replace(s.answer, rng.choice([s.answer, *s.options])) + "<|end|>" for s in batch]
+        answers = [
+            target_text(s).replace(s.answer, rng.choice([s.answer, *s.options])) + "<|end|>" for s in batch
+        ]
         told = processor.tokenizer(answers, padding=True, padding_side="right", return_tensors="pt")
         labels = told["input_ids"].masked_fill(told["attention_mask"] == 0, -100)
         inputs["labels"] = torch.cat([torch.full_like(inputs["input_ids"], -100), labels], 1)
@@ -196,9 +198,7 @@ def with_lora(model: Any, *, scale: float = 0.05, seed: int = 0) -> Any:
     """LoRA whose B is not zero, so that the adapter matters."""
     from lite_medrl.model.load import add_lora
 
-    peft = add_lora(
-        model, r=4, lora_alpha=8, lora_dropout=0.0, target_modules="language-linear", seed=seed
-    )
+    peft = add_lora(model, r=4, lora_alpha=8, lora_dropout=0.0, target_modules="language-linear", seed=seed)
     generator = torch.Generator().manual_seed(seed + 1)
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:

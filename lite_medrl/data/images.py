@@ -1,6 +1,7 @@
 """Opens one image, from a file or from a zip pack, and treats it as hostile.
 
-Only five formats, a cap on bytes and on pixels before anything is decoded, no metadata kept.
+Only five formats, a cap on bytes and on pixels before anything is decoded, turned upright by its
+EXIF tag, then no metadata kept.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import zipfile
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lite_medrl.types import DataError, ImageRef
 
@@ -59,8 +60,15 @@ def decode(data: bytes, name: str) -> Image.Image:
                 raise DataError(
                     f"image {name}: {width} x {height} is over {MAX_PIXELS // 10**6} megapixels; shrink it"
                 )
-            return Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
+            if image.mode[0] in "IF":
+                raise DataError(
+                    f"image {name}: {image.mode} greyscale (over 8 bits) has no one way to 8 bits; window it first"
+                )
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            return Image.frombytes("RGB", upright.size, upright.tobytes())
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"image {name}: over {MAX_PIXELS // 10**6} megapixels; shrink it") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"image {name}: cannot be read as {', '.join(FORMATS)}: {error}") from error

@@ -57,9 +57,8 @@ def shared(image: dict[str, Any]) -> dict[str, Any]:
 
 def jsonl_samples(path: Path) -> list[Sample]:
     """Rows {id, image | images, question, options, answer, ...}; image paths are relative to the file."""
-    rows = read_jsonl(path)
     samples = []
-    for n, row in enumerate(rows, 1):
+    for n, row in numbered_rows(path):
         names = row.get("images", row.get("image"))
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
@@ -73,10 +72,19 @@ def jsonl_samples(path: Path) -> list[Sample]:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """One object a line; empty lines are skipped."""
+    return [row for _, row in numbered_rows(path)]
+
+
+def numbered_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Every row with the number of its line; only a newline ends a line (JSON texts may hold U+2028 and U+0085)."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; give 'embedded' or the path of a .jsonl file")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     rows = []
-    for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for n, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -85,7 +93,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}:{n}: not JSON: {error.msg} at column {error.colno}") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}:{n}: expected an object, got {type(row).__name__}")
-        rows.append(row)
+        rows.append((n, row))
     return rows
 
 
@@ -101,7 +109,7 @@ def sample_of(row: dict[str, Any], where: str) -> Sample:
         raise DataError(f"{where}: options must be a list of 2 to {len(LETTERS)} texts, got {options!r}")
     options = [str(option) for option in options]
     answer = str(row["answer"])
-    if answer not in options and answer in LETTERS[: len(options)]:
+    if answer not in options and answer in list(LETTERS[: len(options)]):
         answer = options[LETTERS.index(answer)]
     if answer not in options:
         raise DataError(

@@ -66,7 +66,7 @@ def read_results(folder: Path) -> Json:
 def correct_by_stage(folder: Path) -> dict[str, dict[str, bool]]:
     """Stage name -> question id -> whether the greedy answer was right, on the test split."""
     found: dict[str, dict[str, bool]] = {}
-    for line in (folder / "completions.jsonl").read_text().splitlines():
+    for line in (folder / "completions.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n"):
         row = json.loads(line)
         if row.get("split") == "test":
             found.setdefault(row["name"], {})[row["id"]] = row["correct"]
@@ -141,4 +141,26 @@ def describe(pooled: Json) -> str:
         lines.append(
             f"{name}: {test['difference']:+.3f} [{low:+.3f}, {high:+.3f}], McNemar p = {test['p']:.2g}"
         )
+    return "\n".join(lines)
+
+
+def markdown(pooled: Json, *, device: str, command: str) -> str:
+    """README's results table, every row with its interval, device, minutes, memory and command."""
+    runs = pooled["runs"]
+    minutes = f"{np.mean([r['seconds']['total'] for r in runs]) / 60:.1f}"
+    memory = f"{max(r['peak_gib']['rss'] for r in runs):.1f}"
+    lines = [
+        "| stage | Acc@1, test split [95 %] | seeds | support above chance | format failures | device "
+        "| minutes, whole run | peak GiB | command |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for stage, row in pooled["stages"].items():
+        low, high = row["acc_at_1_ci95"]
+        seeds = ", ".join(f"{value:.3f}" for value in row["acc_at_1_runs"])
+        lines.append(
+            f"| {stage} | **{row['acc_at_1']:.3f}** [{low:.3f}, {high:.3f}] | {seeds} | {row['support']:.3f} "
+            f"| {row['format_failure_frac']:.1%} | {device} | {minutes} | {memory} | `{command}` |"
+        )
+    for name, value in pooled["baselines"].items():
+        lines.append(f"| *{name.replace('_', ' ')}* | {value:.3f} | | | | | | | `{command}` |")
     return "\n".join(lines)

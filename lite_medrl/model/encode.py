@@ -10,6 +10,7 @@ from PIL import Image
 
 from lite_medrl.data.images import load_image
 from lite_medrl.data.prompts import INSTRUCTION, messages
+from lite_medrl.sections import Prompt
 from lite_medrl.types import DataError, Sample
 
 
@@ -39,6 +40,12 @@ def encode_prompts(
     batch = processor(text=texts, images=images, padding=True, return_tensors="pt")
     check_image_tokens(processor, batch, samples)
     return {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+
+
+def wording(prompt: Prompt) -> dict[str, Any]:
+    """How a recipe puts a question: `instruction` and `system`, as keyword arguments."""
+    instruction = INSTRUCTION if prompt.instruction is None else prompt.instruction
+    return {"instruction": instruction, "system": prompt.system}
 
 
 def grey(image: Image.Image) -> Image.Image:

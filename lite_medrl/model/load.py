@@ -15,23 +15,26 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 
-from lite_medrl.types import ModelError
-
-log = logging.getLogger(__name__)
+from lite_medrl.sections import Model as ModelSection
+from lite_medrl.types import ModelError, RecipeError
 
 EMBEDDED = Path(__file__).parent / "embedded"
-# Module names that stay in 16 bit, over the families that transformers ships: towers, projectors, mergers,
-# heads.
+# Modules that stay in 16 bit, over the families that transformers ships: towers, projectors, mergers, heads.
+# It matches these patterns from the start of a full name ("model.vision_tower.layers.0.fc1").
 UNQUANTISED = [
-    "vision_tower",
-    "vision_model",
-    "visual",
-    "multi_modal_projector",
-    "connector",
-    "embed_vision",
-    "lm_head",
+    rf"(.*\.)?{name}(\.|$)"
+    for name in (
+        "vision_tower",
+        "vision_model",
+        "visual",
+        "multi_modal_projector",
+        "connector",
+        "embed_vision",
+        "lm_head",
+    )
 ]
 TEXT_PATHS = ("model.language_model", "model.text_model", "language_model", "model")
 
@@ -55,6 +58,20 @@ class Loaded:
     model: Any
     processor: Any
     policy: Policy
+
+
+def load_for(section: ModelSection) -> Loaded:
+    """`load` with the settings of a recipe's model section."""
+    return load(
+        section.model_name_or_path,
+        revision=section.revision,
+        load_in_4bit=section.load_in_4bit,
+        quant_type=section.bnb_4bit_quant_type,
+        double_quant=section.bnb_4bit_use_double_quant,
+        dtype=section.dtype,
+        attn_implementation=section.attn_implementation,
+        max_image_tokens=section.max_image_tokens,
+    )
 
 
 def policy_for_machine(dtype: str = "auto") -> Policy:
@@ -98,11 +115,13 @@ def load(
         bnb_4bit_compute_dtype=policy.dtype,
         llm_int8_skip_modules=UNQUANTISED,
     )
+    # It advises a download from a hub: of a CPU kernel without backward pass, which is kept out below.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         processor = AutoProcessor.from_pretrained(
             path, revision=revision, trust_remote_code=False, padding_side="left"
         )
-        model = AutoModelForImageTextToText.from_pretrained(
+        model, info = AutoModelForImageTextToText.from_pretrained(
             path,
             revision=revision,
             dtype=policy.dtype,
@@ -111,16 +130,18 @@ def load(
             attn_implementation=attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refuse_incomplete reports them
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"model.model_name_or_path: cannot load {model_name_or_path!r}: {first_line(error)}"
         ) from error
+    refuse_incomplete(model_name_or_path, info)
     processor.tokenizer.padding_side = "left"
     if max_image_tokens is not None:
         limit_image_tokens(processor, max_image_tokens)
     keep_canonical_nf4(model)
-    log.info("model %s on %s", model_name_or_path, policy)
     return Loaded(model, processor, policy)
 
 
@@ -154,6 +175,8 @@ def refuse_unsafe(path: str) -> None:
         raise ModelError(
             f"model.model_name_or_path: {folder / 'config.json'} is not JSON: {first_line(error)}"
         ) from error
+    if not isinstance(config, dict):
+        raise ModelError(f"model.model_name_or_path: {folder / 'config.json'} is not a JSON object")
     if "auto_map" in config:
         raise ModelError(
             f"model.model_name_or_path: {folder} wants to run its own code (auto_map); this is refused"
@@ -162,6 +185,16 @@ def refuse_unsafe(path: str) -> None:
         raise ModelError(
             f"model.model_name_or_path: {folder} holds no .safetensors; pickled weights are refused"
         )
+
+
+def refuse_incomplete(name: str, info: dict[str, Any]) -> None:
+    """ModelError where weights were missing or of another shape: they would be random, with a warning only."""
+    for what, keys in (("has no", info["missing_keys"]), ("has another shape for", info["mismatched_keys"])):
+        if keys:
+            raise ModelError(
+                f"model.model_name_or_path: cannot load {name!r}: the file {what} {len(keys)} of the weights, "
+                f"such as {min(map(str, keys))}"
+            )
 
 
 def first_line(error: BaseException) -> str:
@@ -226,7 +259,10 @@ def add_lora(
         target_modules=lora_targets(model, target_modules),
         task_type="CAUSAL_LM",
     )
-    return fp32_adapter(get_peft_model(model, config))
+    try:
+        return fp32_adapter(get_peft_model(model, config))
+    except ValueError as error:
+        raise RecipeError(f"lora.target_modules: {first_line(error)}") from error
 
 
 def fp32_adapter(model: Any) -> Any:

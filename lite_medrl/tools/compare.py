@@ -18,7 +18,6 @@ from threading import Lock
 from typing import Any
 
 from lite_medrl.data.answers import Answer
-from lite_medrl.data.prompts import INSTRUCTION
 from lite_medrl.recipe import load_recipe
 from lite_medrl.sections import Recipe
 from lite_medrl.types import ImageRef, ModelError, RecipeError, Sample
@@ -64,15 +63,9 @@ class Comparison:
         adapters = {stage: folder for stage in TRAINED if (folder := run_dir / "adapters" / stage).is_dir()}
         for folder in adapters.values():
             refuse_incomplete(folder)
-        from lite_medrl.model.load import load
+        from lite_medrl.model.load import load_for
 
-        model = recipe.model
-        loaded = load(
-            model.model_name_or_path, revision=model.revision, load_in_4bit=model.load_in_4bit,
-            quant_type=model.bnb_4bit_quant_type, double_quant=model.bnb_4bit_use_double_quant,
-            dtype=model.dtype, attn_implementation=model.attn_implementation,
-            max_image_tokens=model.max_image_tokens,
-        )  # fmt: skip
+        loaded = load_for(recipe.model)
         tuned = with_adapters(loaded.model, adapters)
         return cls(type(loaded)(tuned, loaded.processor, loaded.policy), ("base", *adapters), recipe, run_dir)
 
@@ -82,16 +75,15 @@ class Comparison:
         Raises DataError for an image that cannot be used.
         """
         from lite_medrl.measure.ask import ask
+        from lite_medrl.model.encode import wording
         from lite_medrl.model.generate import Sampling
 
-        prompt = self.recipe.prompt
-        instruction = INSTRUCTION if prompt.instruction is None else prompt.instruction
         sampling = Sampling(self.recipe.diagnose.max_completion_length, temperature=0.0)
         with self._turn, switched(self.model, stage):
             start = time.perf_counter()
             (asked,) = ask(
                 self.model, self.processor, [sample], num_samples=0, sampling=sampling, seed=self.recipe.seed,
-                instruction=instruction, system=prompt.system,
+                **wording(self.recipe.prompt),
             )  # fmt: skip
             seconds = time.perf_counter() - start
         return Reply(

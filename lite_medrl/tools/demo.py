@@ -31,8 +31,8 @@ def launch(run_dir: Path | str, port: int | None = None) -> None:
         ModelError: the run's model or an adapter cannot be loaded.
     """
     with serve(Comparison.open(run_dir), port) as url:
-        say(f"demo of {run_dir}: {url} (on this machine only; Ctrl-C ends it)")
         try:
+            say(f"demo of {run_dir}: {url} (on this machine only; Ctrl-C ends it)")
             threading.Event().wait()
         except KeyboardInterrupt:
             say("demo ended")

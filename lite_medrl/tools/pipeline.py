@@ -40,8 +40,18 @@ from lite_medrl.types import RecipeError, Sample
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
 
-def run(resolved: Resolved, *, output_dir: Path, overwrite: bool = False, resume: bool = False) -> Json:
+def run(
+    resolved: Resolved,
+    *,
+    output_dir: Path,
+    overwrite: bool = False,
+    resume: bool = False,
+    command: str | None = None,
+) -> Json:
     """Runs the recipe and returns what it wrote to results.json.
+
+    Args:
+        command: what results.json gives as the command; the command line when left out.
 
     Raises:
         RecipeError: the directory holds another run. DataError, ModelError: before anything is written.
@@ -51,7 +61,7 @@ def run(resolved: Resolved, *, output_dir: Path, overwrite: bool = False, resume
     job = Job.prepare(resolved, output_dir, overwrite=overwrite, resume=resume)
     job.note("load", time.perf_counter() - start)
     job.go()
-    return job.finish(start)
+    return job.finish(start, command or " ".join(["lite-medrl", *sys.argv[1:]]))
 
 
 def draw(samples: list[Sample], count: int | None, seed: int) -> list[Sample]:
@@ -69,13 +79,12 @@ class Job:
         self.recipe: Recipe = resolved.recipe
         self.model, self.processor, self.policy = loaded.model, loaded.processor, loaded.policy
         self.state = State()
-        self.correct: dict[str, list[bool]] = {}
 
     @classmethod
     def prepare(cls, resolved: Resolved, folder: Path, *, overwrite: bool, resume: bool) -> Job:
         """Everything that can be refused is refused here, before the folder is touched."""
         from lite_medrl.data.sources import check_images, load_samples
-        from lite_medrl.model.load import add_lora, load
+        from lite_medrl.model.load import add_lora, load_for
 
         recipe, data = resolved.recipe, resolved.recipe.data
         sets = {
@@ -88,18 +97,9 @@ class Job:
         }
         for samples in sets.values():
             check_images(samples)
-        model, lora = recipe.model, recipe.lora
-        loaded = load(
-            model.model_name_or_path,
-            revision=model.revision,
-            load_in_4bit=model.load_in_4bit,
-            quant_type=model.bnb_4bit_quant_type,
-            double_quant=model.bnb_4bit_use_double_quant,
-            dtype=model.dtype,
-            attn_implementation=model.attn_implementation,
-            max_image_tokens=model.max_image_tokens,
-        )
-        say(f"{model.model_name_or_path}: {loaded.policy}")
+        lora = recipe.lora
+        loaded = load_for(recipe.model)
+        say(f"{recipe.model.model_name_or_path}: {loaded.policy}")
         peft = add_lora(
             loaded.model,
             r=lora.r,
@@ -181,6 +181,7 @@ class Job:
         """One diagnosis: asks, scores, appends the stage and its completions; returns the Support."""
         from lite_medrl.measure.ask import ask
         from lite_medrl.measure.support import diagnose
+        from lite_medrl.model.encode import wording
         from lite_medrl.model.generate import Sampling
 
         name = stage_name(stage, number)
@@ -197,7 +198,7 @@ class Job:
                 batch_size=settings.batch_size,
                 seed=self.recipe.seed,
                 progress=bar.advance,
-                **self.words(),
+                **wording(self.recipe.prompt),
             )
         support = diagnose(
             [a.correct for a in asked],
@@ -262,7 +263,7 @@ class Job:
 
     # --- the end
     # ------------------------------------------------------------------------------------------------
-    def finish(self, start: float) -> Json:
+    def finish(self, start: float, command: str) -> Json:
         """Baselines, tests, results.json, report.html."""
         from lite_medrl.tools.report import write_report
 
@@ -275,7 +276,7 @@ class Job:
             "seconds": self.state.seconds,
             "peak_gib": peak_gib(),
             "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
-            "command": " ".join(["lite-medrl", *sys.argv[1:]]),
+            "command": command,
             "seed": self.recipe.seed,
             "model": {
                 "name": self.recipe.model.model_name_or_path,
@@ -300,6 +301,7 @@ class Job:
         from lite_medrl.measure.ask import ask
         from lite_medrl.measure.statistics import bootstrap_ci
         from lite_medrl.measure.support import majority_baseline
+        from lite_medrl.model.encode import wording
         from lite_medrl.model.generate import Sampling
 
         test = self.sets["test"]
@@ -314,7 +316,7 @@ class Job:
                 sampling=Sampling(self.recipe.diagnose.max_completion_length, temperature=0.0),
                 batch_size=self.recipe.diagnose.batch_size,
                 seed=self.recipe.seed,
-                **self.words(),
+                **wording(self.recipe.prompt),
             )
         rows = {
             "majority": majority_baseline(self.sets["train"], test),
@@ -341,7 +343,7 @@ class Job:
         from lite_medrl.measure.statistics import mcnemar
 
         answers: dict[str, dict[str, bool]] = {}
-        for line in (self.folder / "completions.jsonl").read_text().splitlines():
+        for line in (self.folder / "completions.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n"):
             row = json.loads(line)
             if row.get("split") == "test":
                 answers.setdefault(row["name"], {})[row["id"]] = row["correct"]
@@ -357,12 +359,6 @@ class Job:
 
     # --- small things
     # -------------------------------------------------------------------------------------------
-    def words(self) -> Json:
-        """How a question is put, for `ask`."""
-        from lite_medrl.train.stages import wording
-
-        return {key: value for key, value in wording(self.recipe).items() if key != "letter"}
-
     def completion_row(self, stage: Json, asked: Any) -> Json:
         """One line of completions.jsonl."""
         sample = asked.sample

@@ -17,7 +17,7 @@ MESSAGES = List({"role": Value("string"), "content": Value("string")})
 FEATURES = {
     "prompt": MESSAGES,
     "completion": MESSAGES,
-    "images": List(Image()),
+    "images": List(Image(mode="RGB")),  # as `load_image` gives them to evaluation
     "id": Value("string"),
     "answer": Value("string"),
     "options": List(Value("string")),

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 from trl import GRPOConfig, SFTConfig
 
-from lite_medrl.data.prompts import INSTRUCTION
+from lite_medrl.model.encode import wording
 from lite_medrl.model.load import Policy
 from lite_medrl.sections import Recipe, Training
 from lite_medrl.train.columns import to_dataset
@@ -78,7 +78,9 @@ def run_sft(
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    dataset = to_dataset(samples, **wording(recipe), with_completion=True)
+    dataset = to_dataset(
+        samples, **wording(recipe.prompt), letter=recipe.prompt.answer_style == "letter", with_completion=True
+    )
     trainer = SFTTrainer(
         model=model,
         args=config,
@@ -129,7 +131,12 @@ def run_grpo(
         args=config,
         processing_class=processor,
         reward_funcs=functions,
-        train_dataset=to_dataset(samples, **wording(recipe), with_completion=False),
+        train_dataset=to_dataset(
+            samples,
+            **wording(recipe.prompt),
+            letter=recipe.prompt.answer_style == "letter",
+            with_completion=False,
+        ),
         callbacks=[Recorder("grpo", 1, write)],
     )
     run_quietly(trainer)
@@ -161,13 +168,6 @@ def rollouts(trainer: Any) -> list[Row]:
         }
         for i, (text, advantage) in enumerate(zip(texts, logs["advantages"], strict=True))
     ]
-
-
-def wording(recipe: Recipe) -> dict[str, Any]:
-    """How a sample is put, as keyword arguments."""
-    prompt = recipe.prompt
-    instruction = INSTRUCTION if prompt.instruction is None else prompt.instruction
-    return {"instruction": instruction, "system": prompt.system, "letter": prompt.answer_style == "letter"}
 
 
 def shared_config(section: Training, recipe: Recipe, policy: Policy, folder: Path) -> dict[str, Any]:

@@ -212,4 +212,4 @@ def picture(image: Mapping[str, Any], alt: str) -> Html:
     pixels.save(buffer, "JPEG", quality=88, optimize=True)
     width, height = pixels.size
     source = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return tag("img", src=source, width=width, height=height, alt=alt, loading="lazy")
+    return tag("img", src=source, width=width, height=height, alt=alt)

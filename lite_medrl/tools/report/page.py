@@ -23,6 +23,7 @@ from lite_medrl.tools.report.sections import (
 from lite_medrl.tools.report.svg import style_of
 from lite_medrl.tools.report.tables import results_section
 from lite_medrl.tools.report.words import BASELINES, NARROW, baseline_name, label
+from lite_medrl.tools.run_folder import write_text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -34,7 +35,7 @@ def write_report(folder: Path) -> Path:
     """
     html = page(read_run(Path(folder)))
     path = Path(folder) / "report.html"
-    path.write_text(html, encoding="utf-8")
+    write_text(path, html)
     return path
 
 

@@ -1,0 +1,133 @@
+"""Every image comes in RGB or not at all; an image that cannot be used is named, with what to do."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lite_medrl.data.images import FORMATS, MAX_PIXELS, decode, load_image, read_bytes
+from lite_medrl.types import DataError, ImageRef
+
+PIXELS = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3) * 2
+
+
+def packed(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A PNG that says it is this large, and holds no pixels."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_each_format_gives_the_same_pixels(tmp_path: Path, kind: str) -> None:
+    exact = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
+    path = tmp_path / "image"
+    path.write_bytes(packed(Image.fromarray(PIXELS), kind, **exact.get(kind, {})))
+    image = load_image(ImageRef(str(path)))
+    assert (image.mode, image.size) == ("RGB", (7, 5))
+    error = np.abs(np.asarray(image).astype(int) - PIXELS).max()
+    assert error <= (6 if kind == "JPEG" else 0)
+
+
+def test_greyscale_palette_and_alpha_become_rgb() -> None:
+    grey = Image.fromarray(PIXELS[..., 0])
+    for image in (grey, grey.convert("P"), grey.convert("LA"), grey.convert("RGBA")):
+        found = np.asarray(decode(packed(image, "PNG"), "x"))
+        assert np.array_equal(found, np.repeat(PIXELS[..., :1], 3, 2))
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("PNG", "uint16"), ("TIFF", "uint16"), ("TIFF", "float32")])
+def test_greyscale_of_over_eight_bits_is_refused(kind: str, dtype: str) -> None:
+    """Pillow would cut it off at 255, which leaves a white image."""
+    deep = np.linspace(0, 65535, 35).reshape(5, 7).astype(dtype)
+    with pytest.raises(DataError, match=r"image x: (I;16|F) greyscale \(over 8 bits\).*window it first"):
+        decode(packed(Image.fromarray(deep), kind), "x")
+
+
+def test_an_image_is_turned_as_its_camera_says() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top of the scene is on the right
+    turned = decode(packed(Image.fromarray(PIXELS), "PNG", exif=exif), "x")
+    assert np.array_equal(np.asarray(turned), np.rot90(PIXELS, -1))
+
+
+def test_nothing_but_pixels_is_kept() -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "name of a patient"
+    image = decode(packed(Image.fromarray(PIXELS), "PNG", exif=exif), "x")
+    assert not image.info
+    assert not image.getexif()
+    assert b"patient" not in packed(image, "PNG")
+
+
+def test_a_member_of_a_zip_pack(tmp_path: Path) -> None:
+    path = tmp_path / "pack.zip"
+    with zipfile.ZipFile(path, "w") as pack:
+        pack.writestr("a/b.png", packed(Image.fromarray(PIXELS), "PNG"))
+    assert np.array_equal(np.asarray(load_image(ImageRef(str(path), "a/b.png"))), PIXELS)
+    with pytest.raises(DataError, match=r"image .*pack\.zip:c\.png: no such file"):
+        load_image(ImageRef(str(path), "c.png"))
+    (tmp_path / "broken.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"image .*broken\.zip:b\.png: File is not a zip file"):
+        load_image(ImageRef(str(tmp_path / "broken.zip"), "b.png"))
+
+
+def test_missing_and_folder(tmp_path: Path) -> None:
+    for name in ("nothing.png", "."):
+        with pytest.raises(DataError, match=r"^image .*: no such file; check the path in the row$"):
+            load_image(ImageRef(str(tmp_path / name)))
+
+
+BAD = {
+    "empty": (b"", r"the file is empty \(0 bytes\)"),
+    "noise": (b"not an image", r"cannot be read as PNG, JPEG, WEBP, BMP, TIFF"),
+    "cut short": (packed(Image.effect_noise((64, 64), 50), "PNG")[:900], r"cannot be read as"),
+    "another format": (packed(Image.fromarray(PIXELS), "GIF"), r"cannot be read as"),
+    "a file that runs programs": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", r"cannot be read as"),
+    "40 Mpx and a column": (huge_png(8001, 5000), r"8001 x 5000 is over 40 megapixels; shrink it"),
+    "what Pillow only warns of": (huge_png(10_000, 10_000), r"10000 x 10000 is over 40 megapixels; shrink it"),
+    "a bomb": (huge_png(60_000, 60_000), r"over 40 megapixels; shrink it"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_files_that_cannot_be_used(tmp_path: Path, fault: str) -> None:
+    data, message = BAD[fault]
+    path = tmp_path / "scan.png"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"^image .*scan\.png: .*{message}"):
+        load_image(ImageRef(str(path)))
+
+
+def test_just_under_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_PIXELS == 8000 * 5000
+    with pytest.raises(DataError, match="cannot be read"):  # the size passes, the pixels are missing
+        decode(huge_png(8000, 5000), "x")
+    monkeypatch.setattr("lite_medrl.data.images.MAX_BYTES", 10_000_000)
+    path = tmp_path / "large.png"
+    with path.open("wb") as file:
+        file.truncate(10_000_001)
+    with pytest.raises(DataError, match=r"large\.png: over 10 MB"):
+        read_bytes(ImageRef(str(path)))
