@@ -202,14 +202,17 @@ def things(rng: random.Random, words: list[str], count: int) -> list[str]:
 def text_turn(rng: random.Random, words: list[str]) -> Turn:
     """Reading and choosing without an image: say it again, find it in the list, who is where."""
     chance = rng.random()
-    if chance < 0.3:
+    if chance < 0.2:
+        said = " ".join(rng.choices(words, k=rng.randint(1, 5)))
+        return Turn(None, f"say again and again : {said}", " ".join([said] * rng.randint(3, 5)))
+    if chance < 0.35:
         said = " ".join(rng.choices(words, k=rng.randint(2, 10)))
         return Turn(None, f"say : {said}", said)
     options = things(rng, words, rng.randint(2, 5))
     answer = rng.choice(options)
-    if chance < 0.5:
+    if chance < 0.55:
         return ask(rng, None, f"look for {answer} .", f"this is {answer} .", answer, options)
-    if chance < 0.7:
+    if chance < 0.75:
         number = ["first", "second", "third", "fourth", "fifth"][options.index(answer)]
         return ask(rng, None, f"what is {number} in the list ?", f"it is {answer} .", answer, options)
     others = things(rng, words, len(options))
@@ -288,6 +291,14 @@ def caption_turn(rng: random.Random, pixels: np.ndarray, row: dict) -> Turn:
     facts, chance = row["facts"], rng.random()
     if chance < 0.35 and "marker" not in facts and (organs := compact_organs(row)):
         return marked_turn(rng, pixels, row, organs)
+    sentences = [sentence.strip() + " ." for sentence in row["caption"].split(" .") if sentence.strip()]
+    if chance < 0.55:
+        thought = rng.choice(sentences)
+        return Turn(pixels, "think about the image .", f"<think> {thought} </think><answer> seen </answer>")
+    if chance < 0.75:
+        words = rng.choice(sentences).split()
+        cut = rng.randint(1, max(1, len(words) - 2))
+        return Turn(pixels, f"go on : {' '.join(words[:cut])}", " ".join(words[cut:]))
     return Turn(pixels, rng.choice(DESCRIBE), row["caption"])
 
 
@@ -351,6 +362,13 @@ def make_processor(images: list[tuple[np.ndarray, dict]], vocab_size: int = 1400
         tokenizer=tokenizer, patch_size=CELL, vision_feature_select_strategy="full", chat_template=TEMPLATE,
         image_token="<image>",
     )  # fmt: skip
+
+
+def kept_processor(folder: Path, images: list[tuple[np.ndarray, dict]]) -> LlavaProcessor:
+    """The processor of the run in `folder`, made when there is none yet."""
+    if not (folder / "processor").exists():
+        make_processor(images).save_pretrained(folder / "processor")
+    return LlavaProcessor.from_pretrained(folder / "processor")
 
 
 def make_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
@@ -506,7 +524,7 @@ def train(
 ) -> None:
     """Trains until the minutes are used up; every 3 minutes writes a state to go on from."""
     images = training_images()
-    processor = make_processor(images)
+    processor = kept_processor(folder, images)
     model = make_model(processor).train()
     model.model.vision_tower.load_state_dict(torch.load(folder / "tower.pt", weights_only=True))
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)

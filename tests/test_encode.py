@@ -36,7 +36,9 @@ def test_prompts_are_padded_on_the_left_and_say_what_was_asked(processor: Any) -
         text = processor.apply_chat_template(
             messages(sample, tiny.INSTRUCTION, "Be brief ."), add_generation_prompt=True
         )
-        assert processor.tokenizer.decode(ids[mask.bool()]) == text.replace("<image>", "<image>" * tiny.TOKENS)
+        assert processor.tokenizer.decode(ids[mask.bool()]) == text.replace(
+            "<image>", "<image>" * tiny.TOKENS
+        )
 
 
 def test_pixels_are_the_images_own_in_the_samples_order(processor: Any) -> None:

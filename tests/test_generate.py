@@ -1,9 +1,8 @@
-"""Our decoding against transformers': the same greedy tokens, the distribution that was asked for, no banned token."""
+"""Our decoding against transformers': the same greedy tokens, the distribution asked for, no banned token."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -206,7 +205,8 @@ def test_the_training_flag_is_put_back(schooled: Any, monkeypatch: pytest.Monkey
     schooled.model.train()
     with pytest.raises(KeyError):
         generate(
-            schooled.model, schooled.processor, {"input_ids": inputs["input_ids"]}, num_generations=1, sampling=GREEDY
+            schooled.model, schooled.processor, {"input_ids": inputs["input_ids"]}, num_generations=1,
+            sampling=GREEDY
         )  # fmt: skip
     assert schooled.model.training is True
     assert seen == [False] * 3
@@ -284,23 +284,27 @@ def test_frequencies_follow_the_distribution(options: dict[str, Any]) -> None:
     assert chisquare([seen[i] for i in kept], count * share / share.sum()).pvalue > 1e-3
 
 
-# --- the road through transformers' generate -------------------------------------------------------------------------
+# --- the road through transformers' generate ----------------------------------------------------------------
 IMAGE, PAD, END = 60, 61, 62
 
 
 @pytest.fixture(scope="module")
-def qwen() -> Iterator[Any]:
-    """A tiny Qwen3-VL (M-RoPE), hand-made inputs of two lengths, and the little of a processor that is asked for."""
+def qwen() -> Any:
+    """A tiny Qwen3-VL (M-RoPE), hand-made inputs of two lengths, and as much of a processor as is needed."""
     torch.manual_seed(0)
     config = Qwen3VLConfig(
         text_config={
-            "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256, "initializer_range": 0.3,
+            "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "head_dim": 16,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256,
+            "initializer_range": 0.3,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
         },
         vision_config={
-            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
-            "temporal_patch_size": 1, "spatial_merge_size": 2, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4,
+            "out_hidden_size": 32,
+            "temporal_patch_size": 1, "spatial_merge_size": 2, "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
         },
         image_token_id=IMAGE, video_token_id=63, vision_start_token_id=58, vision_end_token_id=59,
         tie_word_embeddings=True,
@@ -320,7 +324,7 @@ def qwen() -> Iterator[Any]:
         "pixel_values": torch.randn(32, 48),
         "image_grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]]),
     }
-    yield SimpleNamespace(model=model, processor=SimpleNamespace(tokenizer=tokenizer), inputs=inputs)
+    return SimpleNamespace(model=model, processor=SimpleNamespace(tokenizer=tokenizer), inputs=inputs)
 
 
 def full_forwards(qwen: Any, row: int, length: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""What is quantised and what is not, where LoRA goes, which card gets which dtype, and which models are refused."""
+"""What is quantised, where LoRA goes, which card gets which dtype, and which models are refused."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def saved() -> dict[str, torch.Tensor]:
     return dict(LlavaForConditionalGeneration.from_pretrained(tiny.folder()).named_parameters())
 
 
-# --- quantisation ------------------------------------------------------------------------------------------------
+# --- quantisation -------------------------------------------------------------------------------------------
 def test_nf4_is_in_the_text_model_and_nowhere_else() -> None:
     model, weights = tiny.loaded().model, saved()
     packed = {name: m for name, m in model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
@@ -150,7 +150,7 @@ def test_a_model_that_was_evaluated_trains_with_the_gradient_of_one_that_was_not
     assert not any(m.support_avx512bf16_for_cpu for m in packed)
 
 
-# --- LoRA --------------------------------------------------------------------------------------------------------
+# --- LoRA ---------------------------------------------------------------------------------------------------
 def test_lora_is_on_the_decoders_linears_in_fp32_and_changes_nothing_yet() -> None:
     loaded, batch = tiny.loaded(), inputs()
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_targets_that_do_not_exist_are_the_recipes_fault() -> None:
         add_lora(tiny.loaded().model, seed=0, **(LORA | {"target_modules": ["query_projection"]}))
 
 
-# --- policy ------------------------------------------------------------------------------------------------------
+# --- policy -------------------------------------------------------------------------------------------------
 CARDS = {"T4": ((7, 5), "float16"), "RTX 3060": ((8, 6), "bfloat16"), "H100": ((9, 0), "bfloat16")}
 
 
@@ -210,7 +210,7 @@ def test_dtype_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(policy_for_machine("bfloat16")) == "cpu, bfloat16 (the recipe asks for it)"
 
 
-# --- image tokens ------------------------------------------------------------------------------------------------
+# --- image tokens -------------------------------------------------------------------------------------------
 def test_a_limit_on_image_tokens_shrinks_images_and_keeps_their_aspect() -> None:
     processor = SimpleNamespace(image_processor=Qwen2VLImageProcessorPil())
 
@@ -231,7 +231,7 @@ def test_a_limit_where_the_number_is_fixed_is_an_error() -> None:
         load(str(tiny.folder()), max_image_tokens=9)
 
 
-# --- refusals ----------------------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------------------
 def edited(where: Path, edit: Callable[[Path], object]) -> str:
     copy = where / "model"
     shutil.copytree(tiny.folder(), copy)

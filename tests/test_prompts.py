@@ -12,7 +12,8 @@ from lite_medrl.types import ImageRef, Sample
 
 SAMPLE = Sample(
     id="q1", images=(ImageRef("a.png"), ImageRef("b.png")), question="Which side is it ?",
-    options=("left lung", "right lung"), answer="right lung", kind="side", modality="CT", source="us", licence="CC0",
+    options=("left lung", "right lung"), answer="right lung", kind="side", modality="CT", source="us",
+    licence="CC0",
     reasoning="it lies in the right lung .",
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Log-probs of shared prompts against separate rows and against a plain statement with no code of ours in it."""
+"""Log-probs of shared prompts against separate rows and against a plain statement without code of ours."""
 
 from __future__ import annotations
 

@@ -91,12 +91,21 @@ def test_lines_end_at_newlines_only(tmp_path: Path) -> None:
 FAULTS: dict[str, tuple[Any, str]] = {
     "not JSON": ("{'id': 1}", r":2: not JSON: Expecting property name.* at column 2$"),
     "not an object": ("[1]", r":2: expected an object, got list"),
-    "no question": ({k: v for k, v in ROW.items() if k != "question"}, r":2: missing question; a row needs id, "),
+    "no question": (
+        {k: v for k, v in ROW.items() if k != "question"},
+        r":2: missing question; a row needs id, ",
+    ),
     "no answer": ({k: v for k, v in ROW.items() if k != "answer"}, r":2: missing answer"),
-    "no image": ({k: v for k, v in ROW.items() if k != "image"}, r':2: "images" must be a list of file names'),
+    "no image": (
+        {k: v for k, v in ROW.items() if k != "image"},
+        r':2: "images" must be a list of file names',
+    ),
     "image a number": (ROW | {"image": 3}, r':2: "images" must be a list .*, got 3'),
     "images empty": (ROW | {"images": []}, r':2: "images" must be a list .*, got \[\]'),
-    "one option": (ROW | {"options": ["axial"]}, r":2: options must be a list of 2 to 10 texts, got \['axial'\]"),
+    "one option": (
+        ROW | {"options": ["axial"]},
+        r":2: options must be a list of 2 to 10 texts, got \['axial'\]",
+    ),
     "options a text": (ROW | {"options": "axial"}, r":2: options must be a list of 2 to 10 texts"),
     "eleven options": (ROW | {"options": list("abcdefghijk"), "answer": "a"}, r":2: options must be a list"),
     "an option twice": (ROW | {"options": ["x", "y", "x"], "answer": "y"}, r":2: an option stands twice"),
@@ -115,7 +124,9 @@ def test_faults_name_file_line_and_remedy(tmp_path: Path, fault: str) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.jsonl: no such file; give 'embedded' or the path of a \.jsonl"):
+    with pytest.raises(
+        DataError, match=r"none\.jsonl: no such file; give 'embedded' or the path of a \.jsonl"
+    ):
         load_samples(str(tmp_path / "none.jsonl"), "train")
     for text in ("", "\n \n"):
         with pytest.raises(DataError, match="the data set is empty; it needs at least one row"):
@@ -153,7 +164,9 @@ def test_the_embedded_pack_joins_questions_with_their_images() -> None:
     assert load_samples("embedded", "test") == [s for s in samples if s.split == "test"]
 
 
-def test_images_are_checked_once_each_and_named_by_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_checked_once_each_and_named_by_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
     rows = [ROW | {"id": f"q{i}", "image": name} for i, name in enumerate(["a.png", "a.png", "b.png"])]

@@ -1,7 +1,8 @@
-"""A tiny LLaVA of stock classes (Segformer tower, Qwen3 text, 0.2 M parameters), its processor, and questions for it.
+"""A tiny LLaVA of stock classes (Segformer tower, Qwen3 text, 79,000 parameters), its processor and questions.
 
-`folder()` is the model on disk, made once a session: a random one answers noise, so it is schooled for seconds to
-answer in format; which colour it names stays half a guess, so that rewards vary. `pieces()` are fresh random parts.
+`folder()` is the model on disk, made once a session. A random one answers noise, so it is schooled for seconds
+to answer in format; which colour it names stays half a guess, so that rewards vary. `make_model` gives a random
+one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import atexit
 import functools
 import importlib.util
 import json
+import os
 import random
 import shutil
 import sys
@@ -72,8 +74,10 @@ def rows(count: int, split: str, seed: int = 0) -> list[dict[str, Any]]:
         if colour not in options:
             options[rng.randrange(len(options))] = colour
         made.append(
-            {"id": f"{split}-{i}", "image": f"{colour}.png", "question": rng.choice(["which colour ?", "what is it ?"]),
-             "options": options, "answer": colour, "reasoning": f"it is {colour} .", "kind": "colour", "split": split,
+            {"id": f"{split}-{i}", "image": f"{colour}.png", "question": rng.choice(["which colour ?",
+            "what is it ?"]),
+             "options": options, "answer": colour, "reasoning": f"it is {colour} .", "kind": "colour",
+             "split": split,
              "modality": rng.choice(["photo", "scan"]), "source": "made up", "licence": "CC0"}
         )  # fmt: skip
     return made
@@ -120,12 +124,13 @@ def make_processor() -> LlavaProcessor:
     )  # fmt: skip
     return LlavaProcessor(
         image_processor=SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE}), tokenizer=tokenizer,
-        patch_size=CELL, vision_feature_select_strategy="full", chat_template=maker().TEMPLATE, image_token="<image>",
+        patch_size=CELL, vision_feature_select_strategy="full", chat_template=maker().TEMPLATE,
+        image_token="<image>",
     )  # fmt: skip
 
 
 def make_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditionalGeneration:
-    """Random weights, large enough for a distribution with peaks; 384 rows of vocabulary, more than tokens."""
+    """Random weights, large enough for a distribution with peaks; more rows of vocabulary than tokens."""
     tokenizer = processor.tokenizer
     text = Qwen3Config(
         vocab_size=384, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -141,7 +146,8 @@ def make_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditionalG
     )  # fmt: skip
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-1, vision_feature_select_strategy="full", image_seq_length=TOKENS, tie_word_embeddings=True,
+        vision_feature_layer=-1, vision_feature_select_strategy="full", image_seq_length=TOKENS,
+        tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(seed)
     return LlavaForConditionalGeneration(config)
@@ -176,8 +182,10 @@ def school(model: Any, processor: LlavaProcessor, steps: int = 150) -> None:
 
 @functools.cache
 def folder() -> Path:
-    """The schooled model and its processor, saved."""
+    """The schooled model and its processor, saved; TINY_FOLDER lends a child process that of its parent."""
     torch.set_num_threads(1)
+    if lent := os.environ.get("TINY_FOLDER"):
+        return Path(lent)
     processor = make_processor()
     model = make_model(processor)
     school(model, processor)
@@ -207,7 +215,7 @@ def with_lora(model: Any, *, scale: float = 0.05, seed: int = 0) -> Any:
 
 
 def in_fp64(model: Any) -> Any:
-    """The model in float64 to the last bit: Qwen3 computes its norms and rotations in fp32 whatever it is cast to."""
+    """The model in float64 throughout: Qwen3 computes norms and rotations in fp32 whatever it is cast to."""
 
     def norm(self: Any, x: torch.Tensor) -> torch.Tensor:
         return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()

@@ -62,7 +62,8 @@ def decode(data: bytes, name: str) -> Image.Image:
                 )
             if image.mode[0] in "IF":
                 raise DataError(
-                    f"image {name}: {image.mode} greyscale (over 8 bits) has no one way to 8 bits; window it first"
+                    f"image {name}: {image.mode} greyscale (over 8 bits) can be shown in many ways; "
+                    "choose a window and save 8 bits"
                 )
             upright = ImageOps.exif_transpose(image).convert("RGB")
             return Image.frombytes("RGB", upright.size, upright.tobytes())

@@ -76,7 +76,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def numbered_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Every row with the number of its line; only a newline ends a line (JSON texts may hold U+2028 and U+0085)."""
+    """Every row with the number of its line; a newline alone ends one: JSON may hold U+2028 or U+0085."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; give 'embedded' or the path of a .jsonl file")
     try:

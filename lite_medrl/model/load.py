@@ -121,7 +121,7 @@ def load(
         processor = AutoProcessor.from_pretrained(
             path, revision=revision, trust_remote_code=False, padding_side="left"
         )
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        found: Any = AutoModelForImageTextToText.from_pretrained(
             path,
             revision=revision,
             dtype=policy.dtype,
@@ -137,6 +137,7 @@ def load(
         raise ModelError(
             f"model.model_name_or_path: cannot load {model_name_or_path!r}: {first_line(error)}"
         ) from error
+    model, info = found
     refuse_incomplete(model_name_or_path, info)
     processor.tokenizer.padding_side = "left"
     if max_image_tokens is not None:
@@ -188,12 +189,12 @@ def refuse_unsafe(path: str) -> None:
 
 
 def refuse_incomplete(name: str, info: dict[str, Any]) -> None:
-    """ModelError where weights were missing or of another shape: they would be random, with a warning only."""
+    """ModelError where weights are missing or of another shape: they would be random, with a warning only."""
     for what, keys in (("has no", info["missing_keys"]), ("has another shape for", info["mismatched_keys"])):
         if keys:
             raise ModelError(
-                f"model.model_name_or_path: cannot load {name!r}: the file {what} {len(keys)} of the weights, "
-                f"such as {min(map(str, keys))}"
+                f"model.model_name_or_path: cannot load {name!r}: the file {what} {len(keys)} of the "
+                f"weights, such as {min(map(str, keys))}"
             )
 
 

@@ -19,8 +19,8 @@ from trl import GRPOTrainer as TRLGRPOTrainer
 
 from lite_medrl.model.encode import check_left_padded
 from lite_medrl.model.generate import Sampling, generate
-from lite_medrl.model.load import fp32_adapter
 from lite_medrl.model.score import score
+from lite_medrl.train.guards import refuse_ignored, restore, trainable
 from medrl_kernels import grpo_loss
 
 # Tensors of a batch that belong to the prompts' images rather than to TRL's bookkeeping.
@@ -32,6 +32,14 @@ IMAGE_KEYS = (
     "token_type_ids",
     "mm_token_type_ids",
 )
+# Options of GRPOConfig with the one value that this trainer has; another would change the loss unseen, or (the
+# second kind) what is sampled.
+ONLY = {"use_adaptive_entropy": False, "router_aux_loss_coef": None}
+ONLY_IN_OUR_GENERATOR = {
+    "repetition_penalty": 1.0,
+    "generation_kwargs": None,
+    "use_transformers_continuous_batching": False,
+}
 TILED_KEYS = ("num_tiles", "spatial_shapes", "image_position_ids")
 
 
@@ -47,8 +55,10 @@ class GRPOTrainer(TRLGRPOTrainer):
     _tokenizer: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        values = trainable(kwargs.get("model", args[0] if args else None))
         super().__init__(*args, **kwargs)
-        fp32_adapter(self.model)
+        restore(self.model, values)
+        refuse_ignored(self.args, ONLY if self.use_vllm else ONLY | ONLY_IN_OUR_GENERATOR)
 
     # --- rollout
     # ------------------------------------------------------------------------------------------------
@@ -119,6 +129,8 @@ class GRPOTrainer(TRLGRPOTrainer):
         """TRL's loss of these rows, computed from one pass over every distinct prompt."""
         if return_outputs:
             raise ValueError("GRPOTrainer does not return outputs")
+        if "tool_mask" in inputs:
+            raise NotImplementedError("completions with tool results (tool_mask) are not supported yet")
         mask_BC, advantage_B = inputs["completion_mask"].bool(), inputs["advantages"]
         keep_B, weight = self._rows_with_gradient(inputs)
         mode = "train" if self.model.training else "eval"
@@ -138,8 +150,9 @@ class GRPOTrainer(TRLGRPOTrainer):
         loss, metrics = grpo_loss(
             result.logp_N,
             packed["old"],
-            advantage_B[keep_B],
-            mask_BC[keep_B].sum(1),
+            advantage_B,
+            mask_BC.sum(1)
+            * keep_B,  # a row left out has no tokens, yet counts among the B that TRL divides by
             ref_logp_N=packed["ref"],
             sampling_logp_N=packed["sampling"],
             entropy_N=result.entropy_N,
@@ -150,7 +163,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         return loss * weight
 
     def _rows_with_gradient(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, float]:
-        """Rows of groups that have a gradient, and the factor that restores TRL's divisor over all rows."""
+        """Rows of groups that have a gradient, and what restores bnpo's divisor, the tokens of all rows."""
         advantage_B, mask_BC = inputs["advantages"], inputs["completion_mask"].bool()
         filled_B = mask_BC.any(1)
         plain = self.beta == 0.0 and self.entropy_coef == 0.0 and self.top_entropy_quantile == 1.0
@@ -158,11 +171,9 @@ class GRPOTrainer(TRLGRPOTrainer):
         if plain:
             live = inputs["group_ids"][keep_B].unique()
             keep_B = filled_B & torch.isin(inputs["group_ids"], live)
-        if self.loss_type in ("dapo", "cispo", "vespo"):
+        if self.loss_type != "bnpo":
             return keep_B, 1.0
-        if self.loss_type == "bnpo":
-            return keep_B, float(mask_BC[keep_B].sum() / mask_BC.sum().clamp(min=1))
-        return keep_B, float(keep_B.float().mean())
+        return keep_B, float(mask_BC[keep_B].sum() / mask_BC.sum().clamp(min=1))
 
     def _loss_options(self, inputs: dict[str, Any]) -> dict[str, Any]:
         args, training = self.args, self.model.training

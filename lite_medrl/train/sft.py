@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from trl import SFTTrainer as TRLSFTTrainer
 
-from lite_medrl.model.load import fp32_adapter
+from lite_medrl.train.guards import refuse_ignored, restore, trainable
 from medrl_kernels import grouped_logp
+
+# Options of SFTConfig with the one value that this trainer has; another would change the loss unseen.
+ONLY = {"loss_type": "nll", "label_smoothing_factor": 0.0}
 
 
 class SFTTrainer(TRLSFTTrainer):
@@ -22,8 +25,10 @@ class SFTTrainer(TRLSFTTrainer):
     model: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        values = trainable(kwargs.get("model", args[0] if args else None))
         super().__init__(*args, **kwargs)
-        fp32_adapter(self.model)
+        restore(self.model, values)
+        refuse_ignored(self.args, ONLY)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
