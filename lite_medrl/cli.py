@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     logging.getLogger("lite_medrl").setLevel(logging.INFO)
+    # On import it advises a download: of a CPU kernel without backward pass, which the loader keeps out.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         with results_only(args.json) as out:
 

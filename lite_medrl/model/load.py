@@ -8,7 +8,6 @@ code.
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,8 +114,6 @@ def load(
         bnb_4bit_compute_dtype=policy.dtype,
         llm_int8_skip_modules=UNQUANTISED,
     )
-    # It advises a download from a hub: of a CPU kernel without backward pass, which is kept out below.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         processor = AutoProcessor.from_pretrained(
             path, revision=revision, trust_remote_code=False, padding_side="left"

@@ -32,8 +32,8 @@ IMAGE_KEYS = (
     "token_type_ids",
     "mm_token_type_ids",
 )
-# Options of GRPOConfig with the one value that this trainer has; another would change the loss unseen, or (the
-# second kind) what is sampled.
+# Options of GRPOConfig with the one value that this trainer has; another would change the loss unseen, or
+# (the second set) what is sampled.
 ONLY = {"use_adaptive_entropy": False, "router_aux_loss_coef": None}
 ONLY_IN_OUR_GENERATOR = {
     "repetition_penalty": 1.0,
