@@ -95,7 +95,7 @@ def test_it_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
     injected = nbformat.v4.new_code_cell(f"OVERRIDES, RUN = {overrides!r}, {str(run)!r}")
     notebook.cells.insert(settings + 1, injected)
     NotebookClient(
-        notebook, timeout=85, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     ).execute()
 
     results = json.loads((run / "results.json").read_text())

@@ -1,9 +1,8 @@
 """A tiny LLaVA of stock classes (Segformer tower, Qwen3 text, 79,000 parameters), processor and questions.
 
 `folder()` is the model on disk, made once a session. A random one answers noise, so it is schooled for
-seconds to answer in format; which colour it names stays half a guess,
-so that rewards vary. `make_model` gives
-a random one.
+seconds to answer in format; which colour it names stays half a guess, so that rewards vary. `make_model`
+gives a random one.
 """
 
 from __future__ import annotations
