@@ -474,12 +474,26 @@ def test_training_raises_the_reward_that_is_asked_for(tmp_path: Path) -> None:
     )
 
 
-def test_evaluation_draws_its_own_number_of_completions(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path)
+def test_evaluation_draws_its_own_number_of_completions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, drawn = trainer_of(tmp_path), []
+    real = module.generate
+    monkeypatch.setattr(
+        module, "generate", lambda *a, **k: drawn.append((a[2], k["num_generations"])) or real(*a, **k)
+    )
     found = trainer.evaluate()
+    assert [size for _, size in drawn] == [2, 2]  # four questions, two answers each, in two batches
+    expected = encode_prompts(trainer.processing_class, tiny.samples()[:4], instruction=tiny.INSTRUCTION)
+    assert sorted(row for inputs, _ in drawn for row in unpadded(inputs)) == sorted(unpadded(expected))
+    assert len(trainer._logs["completion"]) == 8
     assert 0 <= found["eval_reward"] <= 2
     assert found["eval_completions/mean_length"] > 3
-    assert len(trainer._logs["completion"]) == 8  # four questions, two answers each
+
+
+def unpadded(inputs: dict[str, torch.Tensor]) -> list[list[int]]:
+    rows_and_masks = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
+    return [ids[mask].tolist() for ids, mask in rows_and_masks]
 
 
 # --- rows ---------------------------------------------------------------------------------------------------

@@ -147,12 +147,12 @@ class GRPOTrainer(TRLGRPOTrainer):
                 "sampling": "sampling_per_token_logps",
             }.items()
         }
+        length_B = mask_BC.sum(1) * keep_B  # a row left out has no tokens, but counts among TRL's B
         loss, metrics = grpo_loss(
             result.logp_N,
             packed["old"],
             advantage_B,
-            mask_BC.sum(1)
-            * keep_B,  # a row left out has no tokens, yet counts among the B that TRL divides by
+            length_B,
             ref_logp_N=packed["ref"],
             sampling_logp_N=packed["sampling"],
             entropy_N=result.entropy_N,
