@@ -20,6 +20,7 @@ for name, value in {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
+    "TRITON_INTERPRET": "1",  # read when Triton is imported: every kernel of the tests runs on the CPU
 }.items():
     os.environ.setdefault(name, value)
 

@@ -20,10 +20,12 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
+import torch
 from PIL import Image
 
 from lite_medrl.cli import main
 from lite_medrl.data.answers import parse
+from lite_medrl.recipe import load_recipe
 from lite_medrl.tools import cards, demo
 from lite_medrl.tools.compare import Comparison, Reply, in_turn, spread
 from lite_medrl.types import DataError, ImageRef, ModelError, RecipeError, Sample
@@ -125,6 +127,20 @@ def reply(text: str, stage: str = "sft", correct: bool | None = None, **parse_op
 
 
 # --- the stages -----------------------------------------------------------------------------------
+def test_adapters_of_another_base_are_refused(run_dir: Path, tmp_path: Path) -> None:
+    from lite_medrl.model.load import fingerprint, load
+
+    run = copy_of(run_dir, tmp_path / "run", "sft")
+    model = load(load_recipe(run / "recipe.yaml").recipe.model.model_name_or_path).model
+    (run / "progress.json").write_text(json.dumps({"base": fingerprint(model)}))
+    assert Comparison.open(run).stages == ("base", "sft")
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.is_floating_point()).view(-1)[0] += 1
+    (run / "progress.json").write_text(json.dumps({"base": fingerprint(model)}))
+    with pytest.raises(ModelError, match=r"belong to another version of .*run it again"):
+        Comparison.open(run)
+
+
 def test_each_stage_answers_as_its_own_adapter_does(
     run_dir: Path, comparison: Comparison, tmp_path: Path
 ) -> None:

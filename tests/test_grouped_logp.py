@@ -6,6 +6,7 @@ import ast
 import inspect
 import logging
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -375,12 +376,42 @@ def test_implementation_is_chosen_once_and_logged(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.INFO, logger="medrl_kernels"):
         results = [grouped_logp(HIDDEN, WEIGHT, TARGET, impl=name) for name in ("auto", "auto", "reference")]
     assert [r.getMessage() for r in caplog.records] == [
-        "grouped_logp on cpu: reference implementation (impl='auto')",
-        "grouped_logp on cpu: reference implementation (impl='reference')",
+        "grouped_logp on cpu, torch.float32: reference implementation (impl='auto', because the interpreter "
+        "is for tests)",
+        "grouped_logp on cpu, torch.float32: reference implementation (impl='reference')",
     ]
     assert isinstance(results[0], GroupedLogp)
-    with pytest.raises(NotImplementedError, match="grouped_logp has no Triton kernel yet"):
-        grouped_logp(HIDDEN, WEIGHT, TARGET, impl="triton")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (("cpu", torch.float64, None), "the kernels compute in fp32, the input is torch.float64"),
+        (("cuda", torch.float64, 90), "the kernels compute in fp32, the input is torch.float64"),
+        (("cuda", torch.float16, 70), "compute capability 7.5 is the least, this card has 7.0"),
+        (("cuda", torch.bfloat16, 75), "compute capability 7.5 has no bfloat16: use float16"),
+    ],
+    ids=str,
+)
+def test_triton_says_why_it_cannot_run(kind: tuple[Any, ...], reason: str) -> None:
+    with pytest.raises(ValueError, match=f"impl='triton' cannot run here: {reason}"):
+        dispatch.choose_impl("an op", "triton", *kind)
+    assert dispatch.choose_impl("an op", "auto", *kind) == "reference"
+
+
+def test_triton_runs_on_cards_and_elsewhere_only_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = torch.float16
+    assert dispatch.choose_impl("op a", "auto", "cuda", half, 75) == "triton"
+    assert dispatch.choose_impl("op a", "triton", "cpu", half) == "triton"  # the tests run interpreted
+    assert dispatch.choose_impl("op a", "auto", "cpu", half) == "reference"
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(ValueError, match="the input is on cpu, not on a CUDA card"):
+        dispatch.choose_impl("op b", "triton", "cpu", half)
+    assert dispatch.choose_impl("op b", "auto", "cuda", half, 90) == "triton"
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="triton is not installed"):
+        dispatch.choose_impl("op c", "triton", "cuda", half, 90)
+    assert dispatch.choose_impl("op c", "auto", "cuda", half, 90) == "reference"
 
 
 def test_public_op_has_the_signature_of_the_reference() -> None:
@@ -392,19 +423,11 @@ def test_public_op_has_the_signature_of_the_reference() -> None:
 def test_the_package_imports_torch_and_itself_only() -> None:
     folder = Path(reference.__file__).parent
     assert not (folder.parent / "__init__.py").exists()
-    allowed = {
-        "torch",
-        "medrl_kernels",
-        "__future__",
-        "collections",
-        "dataclasses",
-        "functools",
-        "logging",
-        "math",
-    }
     for file in folder.glob("*.py"):
+        allowed = {"torch", "medrl_kernels", *(["triton"] if file.name.endswith("_triton.py") else [])}
         for node in ast.walk(ast.parse(file.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
-                assert name.split(".")[0] in allowed | {"types", "typing"}, f"{file.name} imports {name}"
+                top = name.split(".")[0]
+                assert top in allowed or top in sys.stdlib_module_names, f"{file.name} imports {name}"

@@ -31,6 +31,8 @@ from lite_medrl.model.generate import Sampling, generate
 from lite_medrl.model.load import (
     UNQUANTISED,
     add_lora,
+    fingerprint,
+    hold_dequantised,
     limit_image_tokens,
     load,
     lora_targets,
@@ -126,8 +128,13 @@ def test_no_decoder_is_an_error() -> None:
         text_model_path(nn.Linear(2, 2))
 
 
-def test_a_model_that_was_evaluated_trains_with_the_gradient_of_one_that_was_not() -> None:
+@pytest.mark.parametrize("held", [True, False], ids=["held", "packed"])
+def test_a_model_that_was_evaluated_trains_with_the_gradient_of_one_that_was_not(
+    monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
     """bitsandbytes would repack the weights in evaluation (on CPUs with AVX512-BF16), for good."""
+    if not held:
+        monkeypatch.setattr("lite_medrl.model.load.hold_dequantised", lambda model: False)
 
     def gradient(evaluate: bool) -> dict[str, torch.Tensor]:
         model = tiny.with_lora(tiny.loaded().model)
@@ -151,6 +158,49 @@ def test_a_model_that_was_evaluated_trains_with_the_gradient_of_one_that_was_not
 
 
 # --- LoRA ---------------------------------------------------------------------------------------------------
+def test_held_weights_compute_what_packed_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = tiny.loaded().model
+    monkeypatch.setattr("lite_medrl.model.load.hold_dequantised", lambda model: False)
+    packed = tiny.loaded().model
+    layers = [[m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)] for model in (held, packed)]
+    assert all("forward" in vars(layer) for layer in layers[0])
+    assert not any("forward" in vars(layer) for layer in layers[1])
+    for one, two in zip(*layers, strict=True):
+        x = torch.randn(5, one.in_features)
+        results = []
+        for layer in (one, two):
+            leaf = x.clone().requires_grad_()
+            out = layer(leaf)
+            out.square().sum().backward()
+            assert leaf.grad is not None
+            results.append((out.detach(), leaf.grad, layer(x)))
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    assert fingerprint(held) == fingerprint(packed)
+
+
+def test_weights_that_are_too_large_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lite_medrl.model.load.hold_dequantised", lambda model: False)
+    model = tiny.loaded().model
+    cells = sum(
+        m.weight.quant_state.shape.numel() for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)
+    )
+    assert not hold_dequantised(model, max_gib=(4 * cells - 1) / 2**30)
+    assert not any("forward" in vars(m) for m in model.modules())
+    assert hold_dequantised(model, max_gib=4 * cells / 2**30)
+    assert not hold_dequantised(tiny.loaded(load_in_4bit=False).model)
+
+
+def test_a_fingerprint_tells_one_base_from_another() -> None:
+    model = tiny.loaded().model
+    first = fingerprint(model)
+    assert fingerprint(tiny.loaded().model) == first
+    assert fingerprint(tiny.loaded(load_in_4bit=False).model) != first
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.is_floating_point()).view(-1)[0] += 1
+    assert fingerprint(model) != first
+
+
 def test_lora_is_on_the_decoders_linears_in_fp32_and_changes_nothing_yet() -> None:
     loaded, batch = tiny.loaded(), inputs()
     with torch.no_grad():

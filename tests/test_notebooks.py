@@ -123,7 +123,7 @@ def said(cells: list[Any], kind: str) -> str:
 # --- the shortening behind the MINUTES field -------------------------------------------------------
 def test_a_run_of_full_length_is_not_cut() -> None:
     recipe = load_recipe(REPO / "examples" / "quickstart.yaml").recipe
-    assert shortened(recipe, 5) == shortened(recipe, 60) == []
+    assert shortened(recipe, 6) == shortened(recipe, 60) == []
 
 
 def test_steps_and_questions_shrink_alike_but_not_to_nothing() -> None:
@@ -135,7 +135,7 @@ def test_steps_and_questions_shrink_alike_but_not_to_nothing() -> None:
         "data.max_validation_samples=200",
     ]
     recipe = load_recipe(path, steps).recipe
-    assert shortened(recipe, 2.5) == [
+    assert shortened(recipe, 3) == [
         "data.max_validation_samples=100",
         "data.max_test_samples=250",
         "sft.max_steps=50",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,9 @@ class Run:
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Run:
     where = tmp_path_factory.mktemp("straight")
     path = write(where)
-    assert main(["run", str(path), "-o", str(where / "run")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["/bin/lite-medrl", "run", "mine.yaml"])
+        assert main(["run", str(path), "-o", str(where / "run")]) == 0
     return Run(where / "run", path)
 
 
@@ -243,7 +246,7 @@ def test_what_the_run_cost_and_ran_on(straight: Run) -> None:
     assert results["peak_gib"]["cuda"] is None
     assert results["versions"]["torch"] == torch.__version__
     assert {"transformers", "trl", "peft", "bitsandbytes", "datasets", "python"} <= set(results["versions"])
-    assert results["command"].startswith("lite-medrl ")
+    assert results["command"] == "lite-medrl run mine.yaml"
     assert results["seed"] == 5
     assert results["model"]["name"] == str(tiny.folder())
     assert (results["model"]["device"], results["model"]["dtype"]) == ("cpu", "float32")
@@ -521,6 +524,19 @@ def test_an_occupied_directory_stays_as_it_is(
     )
     assert "no folder '/no/model'" in message
     assert contents(folder) == before
+
+
+def test_a_run_is_not_resumed_on_another_base(
+    straight: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(straight.folder, folder)
+    progress = json.loads((folder / "progress.json").read_text())
+    assert len(progress["base"]) == 16
+    assert straight.results["model"]["fingerprint"] == progress["base"]
+    (folder / "progress.json").write_text(json.dumps(progress | {"base": "0" * 16}))
+    assert main(["run", str(straight.recipe), "-o", str(folder), "--resume"]) == 2
+    assert "was begun on another base" in capsys.readouterr().err
 
 
 def test_answers_with_odd_line_ends_are_written_and_read_back(tmp_path: Path) -> None:

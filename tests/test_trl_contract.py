@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,34 +133,14 @@ def test_the_options_that_we_refuse_exist_and_have_these_defaults() -> None:
         assert found == only, moved(f"the defaults of {config.__name__}")
 
 
-STUB = '''
-"""A triton that can be imported and cannot run, as on a machine without a GPU."""
-__version__ = "3.9.0"
-
-class Kernel:
-    def __getitem__(self, grid):
-        def launch(*args, **kwargs):
-            raise RuntimeError("0 active drivers ([]). There should only be one.")
-        return launch
-
-def jit(function=None, **options):
-    return Kernel() if function is not None else jit
-
-def __getattr__(name):
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return lambda *args, **kwargs: (lambda function: function)
-'''
 TRAIN = """
-import sys, tempfile
+import tempfile
 from pathlib import Path
-import tiny, torch._dynamo  # torch would look deeper into triton than a stand-in goes
-sys.path.insert(0, sys.argv[1])
-import trl
+import tiny, trl
 from trl.trainer import utils
 import test_grpo, test_sft
 
-assert utils._ChunkedLogProbFunction is not None, "TRL did not take the stand-in for triton"
+assert utils._ChunkedLogProbFunction is not None, "TRL did not find triton"
 folder = Path(tempfile.mkdtemp(dir=tiny.scratch()))
 
 sft = test_sft.trainer_of(folder)
@@ -181,15 +160,12 @@ print("grpo", len([row for row in grpo.state.log_history if "kl" in row]))
 
 
 @pytest.mark.slow
-def test_training_works_where_triton_can_be_imported_but_not_run(tmp_path: Path) -> None:
-    for name in ("triton", "triton/language"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(STUB)
+def test_training_works_where_triton_can_be_imported_but_not_run() -> None:
     path = os.pathsep.join(map(str, [tiny.REPO / "tests", tiny.REPO, tiny.REPO / "kernels"]))
+    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TINY_FOLDER": str(tiny.folder())}
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN, str(tmp_path)], capture_output=True, text=True, timeout=600,
-        check=False,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TINY_FOLDER": str(tiny.folder())},
+        [sys.executable, "-c", TRAIN], capture_output=True, text=True, timeout=600, check=False,
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | own,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     words = [line.split() for line in done.stdout.splitlines() if line.startswith(("sft", "grpo"))]

@@ -6,8 +6,10 @@ All implementations share both, so that each refuses the same calls with the sam
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import math
+import os
 from collections.abc import Collection
 from types import SimpleNamespace
 
@@ -26,16 +28,47 @@ logger = logging.getLogger("medrl_kernels")
 
 
 @functools.cache
-def choose_impl(op: str, impl: str, device_type: str) -> str:
-    """Name of the implementation that runs `op`; decided and logged once per op, request and kind of device.
+def choose_impl(
+    op: str, impl: str, device_type: str, dtype: torch.dtype = torch.float32, capability: int | None = None
+) -> str:
+    """ "triton" or "reference": what runs `op`; decided and logged once per request and kind of input.
 
-    ValueError for an unknown name, NotImplementedError for one that does not exist yet.
+    "auto" takes Triton on CUDA where it can run, else the reference. capability: of the card, as 75 or 90.
+    ValueError for an unknown name, and for "triton" where it cannot run, with the reason.
     """
     check_choice("impl", impl, IMPLS)
+    obstacle = triton_obstacle(device_type, dtype, capability)
     if impl == "triton":
-        raise NotImplementedError(f"{op} has no Triton kernel yet: use impl='auto' or impl='reference'")
-    logger.info("%s on %s: reference implementation (impl=%r)", op, device_type, impl)
-    return "reference"
+        require(obstacle is None, f"{op}: impl='triton' cannot run here: {obstacle}")
+    if impl == "auto" and device_type != "cuda" and obstacle is None:
+        obstacle = "the interpreter is for tests"
+    chosen = "triton" if impl == "triton" or (impl == "auto" and not obstacle) else "reference"
+    why = f", because {obstacle}" if impl == "auto" and obstacle else ""
+    logger.info("%s on %s, %s: %s implementation (impl=%r%s)", op, device_type, dtype, chosen, impl, why)
+    return chosen
+
+
+def triton_obstacle(device_type: str, dtype: torch.dtype, capability: int | None) -> str | None:
+    """Why the Triton kernels cannot run on such an input; None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the input is on {device_type}, not on a CUDA card (TRITON_INTERPRET=1 runs kernels on a CPU)"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the kernels compute in fp32, the input is {dtype}"
+    if capability is not None and capability < 75:
+        return f"compute capability 7.5 is the least, this card has {capability / 10:.1f}"
+    if dtype == torch.bfloat16 and capability is not None and capability < 80:
+        return f"compute capability {capability / 10:.1f} has no bfloat16: use float16"
+    return None
+
+
+def capability_of(tensor: Tensor) -> int | None:
+    """Compute capability of the tensor's card as one number (75, 90, ..); None on a CPU."""
+    if not tensor.is_cuda:
+        return None
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
 
 
 def require(condition: bool, message: str) -> None:
@@ -76,11 +109,9 @@ def check_length(name: str, tensor: Tensor, length: int, of_what: str) -> None:
     require(len(tensor) == length, f"{name} must have one entry per {of_what} ({length}), got {len(tensor)}")
 
 
-def check_range(name: str, index: Tensor, bound: int, allowed: str) -> None:
-    """ValueError unless every index lies in [0, bound)."""
-    if index.numel():
-        low, high = int(index.min()), int(index.max())
-        require(low >= 0 and high < bound, f"{name} must lie in {allowed}, got values from {low} to {high}")
+def check_range(name: str, low: int, high: int, bound: int, allowed: str) -> None:
+    """ValueError unless the least and the largest index lie in [0, bound)."""
+    require(low >= 0 and high < bound, f"{name} must lie in {allowed}, got values from {low} to {high}")
 
 
 def check_grouped_logp(call: SimpleNamespace) -> None:
@@ -108,14 +139,20 @@ def check_targets(
 ) -> None:
     """ValueError unless targets lie in the vocabulary (or are -100) and sources among the states."""
     check_tensor("target_N", target_N, 1, device, integer=True)
-    real = target_N[target_N != IGNORE_INDEX]
-    check_range("target_N", real, vocabulary, f"[0, {vocabulary}) or be {IGNORE_INDEX}")
+    ranges = [torch.where(target_N == IGNORE_INDEX, 0, target_N)]
     if source_N is None:
         check_length("target_N without source_N", target_N, states, "state")
+    else:
+        check_tensor("source_N", source_N, 1, device, integer=True)
+        check_length("source_N", source_N, len(target_N), "target")
+        ranges.append(source_N)
+    if len(target_N) == 0:
         return
-    check_tensor("source_N", source_N, 1, device, integer=True)
-    check_length("source_N", source_N, len(target_N), "target")
-    check_range("source_N", source_N, states, f"[0, {states})")
+    # All four bounds come from the device at once: each copy would wait for it.
+    low, high, *source = torch.stack([end for x in ranges for end in (x.amin(), x.amax())]).tolist()
+    check_range("target_N", low, high, vocabulary, f"[0, {vocabulary}) or be {IGNORE_INDEX}")
+    if source:
+        check_range("source_N", source[0], source[1], states, f"[0, {states})")
 
 
 def check_grpo_loss(call: SimpleNamespace) -> None:

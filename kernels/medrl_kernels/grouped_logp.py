@@ -5,10 +5,13 @@ It chooses the implementation and hands the call on; what is computed stands in 
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import torch
 from torch import Tensor
 
 from medrl_kernels import reference
-from medrl_kernels.dispatch import choose_impl
+from medrl_kernels.dispatch import capability_of, check_grouped_logp, choose_impl
 from medrl_kernels.reference import GroupedLogp
 
 
@@ -29,8 +32,15 @@ def grouped_logp(
 ) -> GroupedLogp:
     """`reference.grouped_logp` by the implementation that `impl` names; formulas and errors stand there.
 
-    impl: "reference", "triton" (NotImplementedError so far) or "auto", which takes the reference.
+    impl: "reference", "triton" (ValueError where it cannot run) or "auto": Triton on CUDA, else the
+    reference. `chunk_size` is the reference's; `filter_eps` matters to Triton alone.
     """
     options = {name: value for name, value in locals().items() if name != "impl"}
-    choose_impl("grouped_logp", impl, hidden_SD.device.type)
+    dtype = torch.promote_types(hidden_SD.dtype, weight_VD.dtype)
+    if choose_impl("grouped_logp", impl, hidden_SD.device.type, dtype, capability_of(hidden_SD)) == "triton":
+        check_grouped_logp(SimpleNamespace(**options))
+        from medrl_kernels import grouped_logp_triton
+
+        del options["chunk_size"]
+        return grouped_logp_triton.grouped_logp(**options)
     return reference.grouped_logp(**options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from medrl_kernels import reference
-from medrl_kernels.dispatch import choose_impl
+from medrl_kernels.dispatch import capability_of, choose_impl
 from medrl_kernels.reference import GRPOLoss
 
 
@@ -51,8 +51,13 @@ def grpo_loss(
 ) -> GRPOLoss:
     """`reference.grpo_loss` by the implementation that `impl` names; formulas, shapes and errors stand there.
 
-    impl: "reference", "triton" (NotImplementedError so far) or "auto", which takes the reference.
+    impl: "reference", "triton" (ValueError where it cannot run) or "auto": Triton on CUDA, else the
+    reference.
     """
     options = {name: value for name, value in locals().items() if name != "impl"}
-    choose_impl("grpo_loss", impl, logp_N.device.type)
+    chosen = choose_impl("grpo_loss", impl, logp_N.device.type, logp_N.dtype, capability_of(logp_N))
+    if chosen == "triton":
+        from medrl_kernels import grpo_loss_triton
+
+        return grpo_loss_triton.grpo_loss(**options)
     return reference.grpo_loss(**options)

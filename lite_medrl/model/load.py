@@ -7,12 +7,16 @@ code.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
@@ -71,6 +75,18 @@ def load_for(section: ModelSection) -> Loaded:
         attn_implementation=section.attn_implementation,
         max_image_tokens=section.max_image_tokens,
     )
+
+
+def fingerprint(model: Any) -> str:
+    """16 hex digits that tell one base from another: names, shapes and first values of all its weights.
+
+    The same for the same weights loaded the same way (precision, quantisation), on any device.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.detach().flatten()[:64].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def policy_for_machine(dtype: str = "auto") -> Policy:
@@ -140,6 +156,8 @@ def load(
     if max_image_tokens is not None:
         limit_image_tokens(processor, max_image_tokens)
     keep_canonical_nf4(model)
+    if policy.device == "cpu":
+        hold_dequantised(model)
     return Loaded(model, processor, policy)
 
 
@@ -210,6 +228,29 @@ def keep_canonical_nf4(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (a plain assignment is for tensors)
+
+
+def hold_dequantised(model: nn.Module, max_gib: float = 1.0) -> bool:
+    """On a CPU: keeps the values of small 4-bit weights at hand, instead of unpacking them in every product.
+
+    The numbers are those of NF4 still, forward and backward; what is given up is memory, so a model whose
+    unpacked weights exceed `max_gib` is left alone. Returns whether they are held.
+    """
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    states = [layer.weight.quant_state for layer in layers]
+    cells = sum(state.shape.numel() for state in states)
+    if not layers or cells * 4 > max_gib * 2**30:
+        return False
+    for layer, state in zip(layers, states, strict=True):
+        weight = dequantize_4bit(layer.weight.data, state).to(layer.compute_dtype or torch.float32)
+        layer.forward = functools.partial(_held_forward, weight, layer.bias)
+    return True
+
+
+def _held_forward(weight: torch.Tensor, bias: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor:
+    """`Linear4bit.forward` on unpacked weights."""
+    bias = None if bias is None else bias.to(weight.dtype)
+    return nn.functional.linear(hidden.to(weight.dtype), weight, bias).to(hidden.dtype)
 
 
 def text_model(model: nn.Module) -> nn.Module:

@@ -20,6 +20,7 @@ from typing import Any
 from lite_medrl.data.answers import Answer
 from lite_medrl.recipe import load_recipe
 from lite_medrl.sections import Recipe
+from lite_medrl.tools.run_folder import base_of
 from lite_medrl.types import ImageRef, ModelError, RecipeError, Sample
 
 TRAINED = ("sft", "grpo")
@@ -63,9 +64,14 @@ class Comparison:
         adapters = {stage: folder for stage in TRAINED if (folder := run_dir / "adapters" / stage).is_dir()}
         for folder in adapters.values():
             refuse_incomplete(folder)
-        from lite_medrl.model.load import load_for
+        from lite_medrl.model.load import fingerprint, load_for
 
         loaded = load_for(recipe.model)
+        if base_of(run_dir) not in ("", fingerprint(loaded.model)):
+            raise ModelError(
+                f"{run_dir}: its adapters belong to another version of {recipe.model.model_name_or_path}: "
+                "the weights have changed since the run; run it again"
+            )
         tuned = with_adapters(loaded.model, adapters)
         return cls(type(loaded)(tuned, loaded.processor, loaded.policy), ("base", *adapters), recipe, run_dir)
 

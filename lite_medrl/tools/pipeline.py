@@ -27,6 +27,7 @@ from lite_medrl.tools.run_folder import (
     Json,
     State,
     append_lines,
+    base_of,
     load_adapter,
     load_state,
     refuse_occupied,
@@ -84,7 +85,7 @@ class Job:
     def prepare(cls, resolved: Resolved, folder: Path, *, overwrite: bool, resume: bool) -> Job:
         """Everything that can be refused is refused here, before the folder is touched."""
         from lite_medrl.data.sources import check_images, load_samples
-        from lite_medrl.model.load import add_lora, load_for
+        from lite_medrl.model.load import add_lora, fingerprint, load_for
 
         recipe, data = resolved.recipe, resolved.recipe.data
         sets = {
@@ -100,6 +101,7 @@ class Job:
         lora = recipe.lora
         loaded = load_for(recipe.model)
         say(f"{recipe.model.model_name_or_path}: {loaded.policy}")
+        base = fingerprint(loaded.model)
         peft = add_lora(
             loaded.model,
             r=lora.r,
@@ -109,10 +111,10 @@ class Job:
             seed=recipe.seed,
         )
         job = cls(resolved, folder, type(loaded)(peft, loaded.processor, loaded.policy), sets)
-        job.open_folder(overwrite=overwrite, resume=resume)
+        job.open_folder(base, overwrite=overwrite, resume=resume)
         return job
 
-    def open_folder(self, *, overwrite: bool, resume: bool) -> None:
+    def open_folder(self, base: str, *, overwrite: bool, resume: bool) -> None:
         """An empty folder with recipe.yaml, or the state of the run that is resumed."""
         text = to_yaml(self.resolved)
         if resume and (self.folder / MARKER).is_file():
@@ -120,11 +122,17 @@ class Job:
                 raise RecipeError(
                     f"output_dir: {self.folder} was begun with another recipe; --resume needs the same one"
                 )
+            if base_of(self.folder) not in ("", base):
+                raise RecipeError(
+                    f"output_dir: {self.folder} was begun on another base: the weights of "
+                    f"{self.recipe.model.model_name_or_path} have changed since; begin a new run"
+                )
             self.state = load_state(self.folder)
             return
         if overwrite and self.folder.exists():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.state.base = base
         write_text(self.folder / "recipe.yaml", text)
         self.save()
 
@@ -280,6 +288,7 @@ class Job:
             "seed": self.recipe.seed,
             "model": {
                 "name": self.recipe.model.model_name_or_path,
+                "fingerprint": self.state.base,
                 "device": self.policy.device,
                 "dtype": str(self.policy.dtype).removeprefix("torch."),
                 **parameter_counts(self.model),

@@ -21,6 +21,7 @@ Json = dict[str, Any]
 class State:
     """What is done so far; written to progress.json after every stage."""
 
+    base: str = ""  # fingerprint of the base that the adapters belong to
     done: list[str] = field(default_factory=list)
     stages: list[Json] = field(default_factory=list)
     decisions: list[Json] = field(default_factory=list)
@@ -79,6 +80,12 @@ def load_adapter(model: Any, folder: Path) -> None:
     from safetensors.torch import load_file
 
     set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+
+
+def base_of(folder: Path) -> str:
+    """Fingerprint of the base under a run's adapters; "" where the run did not note it."""
+    path = folder / MARKER
+    return json.loads(path.read_text()).get("base", "") if path.is_file() else ""
 
 
 def append_lines(path: Path, rows: Sequence[Json]) -> None:

@@ -1,0 +1,410 @@
+"""The Triton grouped_logp in the interpreter, against the reference and against float64 autograd.
+
+Tiles are 64 columns wide here, so a vocabulary of 150 needs three and the last is cut.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from medrl_kernels import grouped_logp, grouped_logp_triton
+
+EPS = {torch.float32: 2**-23, torch.float16: 2**-10}
+
+
+def problem(
+    states: int, targets: int | None, vocabulary: int, width: int, dtype: torch.dtype, seed: int = 0
+) -> dict[str, Any]:
+    """Random arguments of one call; `targets=None` gives each state one target. Every fifth is ignored."""
+    g = torch.Generator().manual_seed(seed)
+    n = states if targets is None else targets
+    target_N = torch.randint(vocabulary, (n,), generator=g)
+    if n > 4:
+        target_N[4::5] = -100
+    return {
+        "hidden": torch.randn(states, width, generator=g).to(dtype),
+        "weight": (torch.randn(vocabulary, width, generator=g) / math.sqrt(width) * 3).to(dtype),
+        "bias": torch.randn(vocabulary, generator=g).to(dtype),
+        "target": target_N,
+        "source": None if targets is None else torch.randint(states, (n,), generator=g),
+        "up": torch.randn(2, n, generator=g),
+    }
+
+
+def naive64(p: dict[str, Any], *, head: bool, bias: bool, entropy: bool, **o: Any) -> list[Tensor]:
+    """logp, entropy, and the gradients of hidden, weight and bias in float64, from full rows of logits.
+
+    `filter_eps` is ignored: where it drops nothing, it changes nothing.
+    """
+    hidden = p["hidden"].double().requires_grad_()
+    weight = p["weight"].double().requires_grad_()
+    bias_V = p["bias"].double().requires_grad_()
+    rows = hidden if p["source"] is None else hidden[p["source"]]
+    logits = (rows @ weight.T + (bias_V if bias else 0)) * o.get("logit_scale", 1.0)
+    if o.get("softcap"):
+        logits = o["softcap"] * torch.tanh(logits / o["softcap"])
+    log_p = F.log_softmax(logits / o.get("temperature", 1.0), -1)
+    keep = p["target"] != -100
+    logp = torch.where(keep, log_p.gather(1, p["target"].clamp(min=0)[:, None])[:, 0], 0.0)
+    spread = torch.where(keep, -(log_p.exp() * log_p).sum(-1), 0.0)
+    loss = (logp * p["up"][0].double()).sum() + entropy * (spread * p["up"][1].double()).sum()
+    wanted = [hidden, *([weight] if head else []), *([bias_V] if head and bias else [])]
+    return [logp.detach(), spread.detach(), *torch.autograd.grad(loss, wanted)]
+
+
+def kernel(
+    p: dict[str, Any], *, head: bool, bias: bool, entropy: bool, impl: str = "triton", **o: Any
+) -> list[Tensor]:
+    """The same five from the op."""
+    hidden = p["hidden"].clone().requires_grad_()
+    weight = p["weight"].clone().requires_grad_(head)
+    bias_V = p["bias"].clone().requires_grad_(head) if bias else None
+    out = grouped_logp(
+        hidden, weight, p["target"], p["source"], bias_V=bias_V, with_entropy=True, impl=impl, **o
+    )
+    assert out.entropy_N is not None
+    loss = (out.logp_N * p["up"][0]).sum()
+    if entropy:  # an entropy whose gradient is asked for, be it 0, takes the other way through the backward
+        loss = loss + (out.entropy_N * p["up"][1]).sum()
+    loss.backward()
+    grads = [hidden.grad, *([weight.grad] if head else [])]
+    grads += [bias_V.grad] if head and bias_V is not None else []
+    assert all(g is not None for g in grads)
+    return [out.logp_N.detach(), out.entropy_N.detach(), *(g for g in grads if g is not None)]
+
+
+def assert_error_rule(p: dict[str, Any], **o: Any) -> None:
+    """Kernel error <= 2 x the error of the plain reference in that dtype + a floor of its rounding."""
+    exact = naive64(p, **o)
+    logit = 1 + (p["hidden"].double() @ p["weight"].double().T).abs().max() * abs(o.get("logit_scale", 1.0))
+    rounding = 4 * EPS[torch.float32] * float(logit) / o.get("temperature", 1.0)  # of a logit, in fp32
+    ours, plain = kernel(p, **o), kernel(p, impl="reference", **o)
+    for x, ours_x, plain_x in zip(exact, ours, plain, strict=True):
+        floor = (4 * EPS[ours_x.dtype] + rounding) * max(1.0, float(x.abs().max()))
+        error, allowed = (ours_x.double() - x).abs().max(), (plain_x.double() - x).abs().max()
+        assert error <= 2 * allowed + floor, (float(error), float(allowed), floor)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.7},
+    {"bias": True, "logit_scale": 1.3},
+    {"softcap": 4.0, "temperature": 1.5},
+    {"entropy": True},
+    {"entropy": True, "bias": True, "softcap": 4.0, "temperature": 0.7},
+    {"head": True},
+    {"head": True, "bias": True, "entropy": True, "softcap": 4.0, "logit_scale": -1.3},
+    {"filter_eps": 1e-12},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "plain")
+@pytest.mark.parametrize("shared", [False, True], ids=["each", "shared"])
+def test_values_and_gradients(dtype: torch.dtype, options: dict[str, Any], shared: bool) -> None:
+    p = problem(7, 13 if shared else None, 150, 24, dtype)
+    assert_error_rule(p, **{"head": False, "bias": False, "entropy": False} | options)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 63, 64, 65, 128])
+@pytest.mark.parametrize(("states", "width"), [(1, 1), (3, 17)])
+def test_sizes_around_a_block(vocabulary: int, states: int, width: int) -> None:
+    p = problem(states, None, vocabulary, width, torch.float32, seed=vocabulary)
+    assert_error_rule(p, head=True, bias=True, entropy=True)
+    assert_error_rule(p, head=False, bias=False, entropy=False)
+
+
+@settings(max_examples=25)
+@given(
+    states=st.integers(1, 5),
+    targets=st.integers(1, 9),
+    vocabulary=st.integers(1, 140),
+    width=st.integers(1, 20),
+    magnitude=st.sampled_from([1e-3, 1.0, 30.0]),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    head=st.booleans(),
+    bias=st.booleans(),
+    entropy=st.booleans(),
+    softcap=st.sampled_from([None, 2.0, 30.0]),
+    temperature=st.sampled_from([0.5, 1.0, 2.0]),
+    seed=st.integers(0, 99),
+)
+def test_any_shape_option_and_magnitude(
+    states: int, targets: int, vocabulary: int, width: int, magnitude: float, seed: int, **o: Any
+) -> None:
+    p = problem(states, targets, vocabulary, width, o.pop("dtype"), seed)
+    p["hidden"] = p["hidden"] * magnitude
+    assert_error_rule(p, **o)
+
+
+def test_ignored_targets_give_zero_and_take_no_gradient() -> None:
+    p = problem(6, None, 70, 8, torch.float32)
+    p["target"][:] = torch.tensor([-100, 3, -100, 69, -100, 0])
+    logp, entropy, grad = kernel(p, head=False, bias=False, entropy=True)
+    ignored = p["target"] == -100
+    for x in (logp, entropy, grad):
+        assert (x[ignored] == 0).all()
+        assert (x[~ignored] != 0).any(-1).all() if x.dim() > 1 else (x[~ignored] != 0).all()
+
+
+def test_nothing_to_compute() -> None:
+    p = problem(3, None, 70, 8, torch.float32)
+    p["target"][:] = -100
+    for head in (False, True):
+        logp, entropy, *grads = kernel(p, head=head, bias=head, entropy=True)
+        assert all((x == 0).all() for x in (logp, entropy, *grads))
+        assert [g.shape for g in grads] == [(3, 8), *([(70, 8), (70,)] if head else [])]
+
+
+def test_gradient_of_a_sum_is_expanded() -> None:
+    p = problem(5, 9, 100, 16, torch.float32)
+    p["up"] = torch.ones(2, 9)
+    expected = kernel(p, head=False, bias=False, entropy=True)[2]
+    hidden = p["hidden"].clone().requires_grad_()
+    out = grouped_logp(hidden, p["weight"], p["target"], p["source"], with_entropy=True, impl="triton")
+    assert out.entropy_N is not None
+    (out.logp_N.sum() + out.entropy_N.sum()).backward()  # autograd hands down a scalar with stride 0
+    assert hidden.grad is not None
+    torch.testing.assert_close(hidden.grad, expected)
+
+
+@pytest.mark.parametrize("head", [False, True], ids=["frozen", "trained"])
+def test_every_cell_is_written(monkeypatch: pytest.MonkeyPatch, head: bool) -> None:
+    """Memory that PyTorch hands out unset holds NaN here, so that a cell nobody wrote shows."""
+    empty, empty_like, new_empty = torch.empty, torch.empty_like, Tensor.new_empty
+
+    def filled(make: Any) -> Any:
+        def wrapped(*args: Any, **kwargs: Any) -> Tensor:
+            x = make(*args, **kwargs)
+            return x.fill_(math.nan if x.is_floating_point() else 2**40)
+
+        return wrapped
+
+    p = problem(7, 13, 150, 24, torch.float32)
+    expected = kernel(p, head=head, bias=True, entropy=True)
+    monkeypatch.setattr(torch, "empty", filled(empty))
+    monkeypatch.setattr(torch, "empty_like", filled(empty_like))
+    monkeypatch.setattr(Tensor, "new_empty", filled(new_empty))
+    for x, y in zip(kernel(p, head=head, bias=True, entropy=True), expected, strict=True):
+        assert torch.equal(x, y)
+
+
+def whole_numbers(dtype: torch.dtype) -> dict[str, Any]:
+    """A problem whose matrix products are exact in any order: small whole numbers over a power of two."""
+    p = problem(23, 40, 150, 16, dtype)
+    g = torch.Generator().manual_seed(3)
+    p["hidden"] = torch.randint(-4, 5, (23, 16), generator=g).to(dtype) / 4
+    p["weight"] = torch.randint(-4, 5, (150, 16), generator=g).to(dtype) / 4
+    return p
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7])
+def test_results_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    p = whole_numbers(torch.float32)
+    whole = kernel(p, head=False, bias=True, entropy=False)
+    monkeypatch.setattr(grouped_logp_triton, "BUFFER_BYTES", 4 * 64 * rows)
+    chunked = kernel(p, head=False, bias=True, entropy=False)
+    assert torch.equal(chunked[0], whole[0])
+    assert torch.equal(chunked[1], whole[1])
+    torch.testing.assert_close(chunked[2], whole[2], atol=1e-6, rtol=1e-6)
+    remade = kernel(p, head=True, bias=True, entropy=True)
+    monkeypatch.undo()
+    for x, y in zip(remade, kernel(p, head=True, bias=True, entropy=True), strict=True):
+        torch.testing.assert_close(x, y, atol=2e-6, rtol=2e-6)
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    p = whole_numbers(torch.float16)
+    together = kernel(p, head=False, bias=True, entropy=False)
+    one = {**p, "target": p["target"][:1], "source": p["source"][:1], "up": p["up"][:, :1]}
+    alone = kernel(one, head=False, bias=True, entropy=False)
+    assert torch.equal(alone[0], together[0][:1])
+    assert torch.equal(alone[1], together[1][:1])
+
+
+def test_policy_old_and_filtered_passes_agree_to_the_bit() -> None:
+    p = problem(7, 13, 150, 24, torch.float16)
+    passes = []
+    for needs_grad, head, eps in (
+        (True, False, 0.0),
+        (False, False, 0.0),
+        (True, False, 0.01),
+        (True, True, 0.0),
+    ):
+        hidden = p["hidden"].clone().requires_grad_(needs_grad)
+        weight = p["weight"].clone().requires_grad_(head)
+        out = grouped_logp(hidden, weight, p["target"], p["source"], impl="triton", filter_eps=eps)
+        passes.append(out.logp_N)
+    for x in passes[1:]:
+        assert torch.equal(x, passes[0])  # so the ratio starts at exactly 1 and KL at exactly 0
+
+
+def certain(rest: float, dtype: torch.dtype) -> dict[str, Any]:
+    """One state that gives its target the probability 1 - rest; five others share the rest."""
+    p = problem(1, None, 6, 8, dtype)
+    weight = torch.zeros(6, 8)
+    weight[:, :6] = torch.eye(6)
+    hidden = torch.zeros(1, 8)
+    hidden[0, 0] = math.log((1 - rest) / (rest / 5))
+    p |= {"weight": weight.to(dtype), "hidden": hidden.to(dtype), "target": torch.tensor([0])}
+    p["up"] = torch.ones(2, 1)
+    return p
+
+
+@pytest.mark.parametrize("rest", [1e-1, 1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+def test_digits_survive_near_certainty(rest: float, dtype: torch.dtype) -> None:
+    p = certain(rest, dtype)
+    p["hidden"] = p["hidden"].float() if dtype == torch.float32 else p["hidden"]
+    exact, ours = (f(p, head=False, bias=False, entropy=False) for f in (naive64, kernel))
+    torch.testing.assert_close(ours[0].double(), exact[0], rtol=2e-6, atol=0)
+    small = dtype == torch.float16  # its gradients have a spacing of 2^-24 near 0
+    torch.testing.assert_close(ours[2].double(), exact[2], rtol=2e-3, atol=2**-24 if small else 0)
+
+
+def test_gradients_far_below_fp16_reach_the_head() -> None:
+    p = certain(1e-3, torch.float16)
+    p["up"] = torch.full((2, 1), 1e-6)
+    hidden = p["hidden"].requires_grad_()
+    weight = p["weight"].float().requires_grad_()
+    half = p["weight"].clone().requires_grad_()
+    out = grouped_logp(hidden, half, p["target"], impl="triton")
+    (out.logp_N * 2.0**-3).sum().backward()
+    plain = grouped_logp(hidden.detach().float(), weight, p["target"], impl="reference")
+    (plain.logp_N * 2.0**-3).sum().backward()
+    assert half.grad is not None
+    assert weight.grad is not None
+    torch.testing.assert_close(half.grad.float(), weight.grad, rtol=2e-3, atol=2**-24)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+def test_nan_and_inf_reach_the_results(entropy: bool) -> None:
+    for place, value in (("hidden", math.nan), ("hidden", math.inf), ("weight", math.nan)):
+        p = problem(3, None, 100, 8, torch.float32)
+        p["target"] = torch.tensor([5, 99, 64])
+        p[place][1, 2] = value
+        logp, spread, grad = kernel(p, head=False, bias=False, entropy=entropy)
+        rows = [1] if place == "hidden" else [0, 1, 2]
+        assert logp[rows].isnan().all()
+        assert spread[rows].isnan().all()
+        assert grad[rows].isnan().any(1).all()
+        rest = [r for r in range(3) if r not in rows]
+        assert logp[rest].isfinite().all()
+        assert grad[rest].isfinite().all()
+
+
+def test_a_bias_of_minus_infinity_forbids_a_token() -> None:
+    p = problem(2, None, 70, 8, torch.float32)
+    p["target"] = torch.tensor([3, 66])
+    p["bias"][[3, 65]] = -math.inf
+    logp, spread, grad = kernel(p, head=False, bias=True, entropy=False)
+    ours, plain = (logp, spread), kernel(p, head=False, bias=True, entropy=False, impl="reference")
+    assert logp[0] == -math.inf
+    for x, y in zip(ours, plain[:2], strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grad[1], plain[2][1], rtol=1e-5, atol=1e-6)
+
+
+def peaked(states: int, vocabulary: int, width: int, seed: int = 0) -> dict[str, Any]:
+    """States that like one token much, as a policy does where it was sampled: most blocks cannot matter."""
+    p = problem(states, None, vocabulary, width, torch.float32, seed)
+    g = torch.Generator().manual_seed(seed)
+    p["target"] = torch.randint(vocabulary, (states,), generator=g)
+    p["hidden"] = p["weight"][p["target"]] * 0.7 + 0.1 * p["hidden"]
+    return p
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-2, 1e-1])
+def test_filter_drops_no_more_than_it_may(eps: float) -> None:
+    p = peaked(33, 300, 32)
+    exact = naive64(p, head=False, bias=False, entropy=False)
+    ours = kernel(p, head=False, bias=False, entropy=False, filter_eps=eps)
+    torch.testing.assert_close(ours[0].double(), exact[0], rtol=1e-5, atol=1e-6)
+    prob = (p["hidden"].double() @ p["weight"].double().T).softmax(-1)
+    dropped_S = torch.where(prob < eps, prob, 0.0).sum(1) * p["up"][0].double().abs()
+    bound_S = dropped_S * p["weight"].double().norm(dim=1).max()
+    error_S = (ours[2].double() - exact[2]).norm(dim=1)
+    assert (error_S <= bound_S + 1e-5 * exact[2].norm(dim=1) + 1e-7).all()
+    if eps == 1e-1:
+        assert error_S.max() > 1e-4  # something was left out
+
+
+def test_filter_skips_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is skipped is never read: the head's rows of a block that cannot matter may be NaN there."""
+    p = peaked(8, 192, 32)
+    p["target"][:] = 5
+    p["hidden"][:] = p["weight"][5] * 3
+    reached: list[Tensor] = []
+    launch = grouped_logp_triton._live_blocks_kernel
+
+    class Spy:
+        def __getitem__(self, grid: Any) -> Any:
+            def run(*args: Any, **kwargs: Any) -> None:
+                reached.append(args[3].clone())
+                launch[grid](*args, **kwargs)
+
+            return run
+
+    monkeypatch.setattr(grouped_logp_triton, "_live_blocks_kernel", Spy())
+    kernel(p, head=False, bias=False, entropy=False, filter_eps=1e-3)
+    live = torch.cat([x[:1] for x in reached])
+    assert live.shape == (3, 4)  # three tiles of four blocks of 16 columns
+    prob = (p["hidden"][:1] @ p["weight"].T).softmax(-1)
+    prob[0, 5] = 0  # the pivot is not in the sum
+    must = (prob[0].view(3, 4, 16) >= 1e-3).any(-1)
+    assert (live.bool() | ~must).all()
+    assert live.sum() < live.numel() / 2
+
+
+def test_offsets_past_two_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that lie 2^31 elements apart; only a few pages of the memory are ever touched."""
+    p = problem(2, None, 3, 16, torch.float16)
+    far = 2**31 + 8
+    hidden = torch.empty(far + 16, dtype=torch.float16).as_strided((2, 16), (far, 1)).copy_(p["hidden"])
+    weight = torch.empty(2 * 2**31 + 64, dtype=torch.float16).as_strided((3, 16), (2**31 + 8, 1))
+    weight.copy_(p["weight"])
+    near = grouped_logp(p["hidden"], p["weight"], p["target"], impl="triton").logp_N
+    assert torch.equal(grouped_logp(hidden, weight, p["target"], impl="triton").logp_N, near)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"filter_eps": 2.0}, "filter_eps"),
+        ({"target": torch.tensor([0, 70])}, r"target_N must lie in \[0, 70\)"),
+        ({"target": torch.tensor([0.0, 1.0])}, "target_N must be int32 or int64"),
+        ({"hidden": torch.zeros(2, 9)}, "D must agree"),
+        ({"hidden": torch.zeros(2, 8, dtype=torch.float64)}, "float64"),
+    ],
+)
+def test_bad_arguments_never_reach_a_kernel(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(grouped_logp_triton._GroupedLogp, "apply", None)
+    p = problem(2, None, 70, 8, torch.float32) | change
+    options = {k: v for k, v in change.items() if k in ("temperature", "filter_eps")}
+    with pytest.raises(ValueError, match=message):
+        grouped_logp(p["hidden"], p["weight"], p["target"], impl="triton", **options)
+
+
+def test_strided_inputs_are_read_as_they_lie() -> None:
+    p = problem(5, 9, 100, 16, torch.float32)
+    expected = kernel(p, head=False, bias=False, entropy=False)
+    wide = torch.randn(100, 40)
+    wide[:, 3:19] = p["weight"]
+    p["weight"] = wide[:, 3:19]
+    p["hidden"] = p["hidden"].t().contiguous().t()
+    hidden = p["hidden"].detach().requires_grad_()
+    out = grouped_logp(hidden, p["weight"], p["target"], p["source"], impl="triton")
+    (out.logp_N * p["up"][0]).sum().backward()
+    torch.testing.assert_close(out.logp_N, expected[0])
+    torch.testing.assert_close(hidden.grad, expected[2])
