@@ -288,8 +288,8 @@ SMALL = frozenset("a an the of in on at to and is are it shows there no one with
 
 
 def caption_turn(rng: random.Random, pixels: np.ndarray, row: dict) -> Turn:
-    """Describe the image: its caption with sentences in any order, or one thing that is in it, or a marked
-    one.
+    """Describe the image: its caption, one sentence of it for a given word, its continuation, or a marked
+    structure.
     """
     facts, chance = row["facts"], rng.random()
     if chance < 0.35 and "marker" not in facts and (organs := compact_organs(row)):

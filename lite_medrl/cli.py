@@ -61,14 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Arguments of one verb; recipe overrides may stand anywhere after `run`, as key=value or --key=value."""
+    """Arguments of one verb; recipe overrides may stand anywhere behind the recipe, as key=value or
+    --key=value.
+    """
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
-    strangers = [word for word in rest if args.verb is not run or "=" not in word]
+    takes_recipe = args.verb in (run, diagnose)
+    strangers = [word for word in rest if not takes_recipe or "=" not in word]
     if strangers:
-        hint = "; set a value of the recipe by key=value: grpo.max_steps=10" if args.verb is run else ""
+        hint = "; set a value of the recipe by key=value: grpo.max_steps=10" if takes_recipe else ""
         parser.error(f"cannot use {' '.join(strangers)}{hint}")
-    if args.verb is run:
+    if takes_recipe:
         args.overrides += rest
     return args
 
@@ -93,18 +96,24 @@ def make_parser() -> argparse.ArgumentParser:
         added.set_defaults(verb=function)
         return added
 
-    one = verb(run, "run")
-    one.add_argument("recipe", help="YAML file, see examples/")
-    one.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="values over the recipe's: grpo.max_steps=10"
-    )
-    one.add_argument(
-        "-o", "--output_dir", "--output-dir", type=Path, metavar="DIR", help="default: runs/NAME_OF_RECIPE"
-    )
-    one.add_argument("--dry-run", "--dry_run", action="store_true", help="print the resolved recipe and stop")
-    again = one.add_mutually_exclusive_group()
-    again.add_argument("--overwrite", action="store_true", help="replace an earlier run in DIR (only a run)")
-    again.add_argument("--resume", action="store_true", help="go on with the run in DIR")
+    for function in (run, diagnose):
+        one = verb(function, function.__name__)
+        one.add_argument("recipe", help="YAML file, see examples/")
+        one.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="values over the recipe's: grpo.max_steps=10"
+        )
+        one.add_argument(
+            "-o", "--output_dir", "--output-dir", type=Path, metavar="DIR",
+            help="default: runs/NAME_OF_RECIPE",
+        )  # fmt: skip
+        one.add_argument(
+            "--dry-run", "--dry_run", action="store_true", help="print the resolved recipe and stop"
+        )
+        again = one.add_mutually_exclusive_group()
+        again.add_argument(
+            "--overwrite", action="store_true", help="replace an earlier run in DIR (only a run)"
+        )
+        again.add_argument("--resume", action="store_true", help="go on with the run in DIR")
     two = verb(demo, "demo")
     two.add_argument("run_dir", type=Path, metavar="RUN", help="output directory of a run")
     two.add_argument("--port", type=int, help="default: the first free one from 7860")
@@ -134,6 +143,13 @@ def run(args: argparse.Namespace, show: Show) -> None:
     where = args.output_dir or Path("runs") / Path(args.recipe).stem
     results = pipeline.run(resolved, output_dir=where, overwrite=args.overwrite, resume=args.resume)
     show(results, f"{table(results)}\nreport: {where / 'report.html'}\ntry it: lite-medrl demo {where}")
+
+
+def diagnose(args: argparse.Namespace, show: Show) -> None:
+    """Measure Acc@1 against Pass@K, say what to train, and train nothing."""
+    args.overrides += ["sft.max_rounds=0", "grpo.enabled=false"]
+    args.output_dir = args.output_dir or Path("runs") / f"{Path(args.recipe).stem}-diagnose"
+    run(args, show)
 
 
 def demo(args: argparse.Namespace, show: Show) -> None:

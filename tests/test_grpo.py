@@ -229,6 +229,29 @@ def test_groups_without_variance_never_reach_the_model(golden: Any, monkeypatch:
     assert seen[-1] == (4, [g for g in range(4) for _ in range(G)])
 
 
+def test_equal_rewards_are_no_variance_however_they_are_rounded(tmp_path: Path) -> None:
+    """Eight rewards of 0.2 differ from their mean in fp32; TRL's own test for a spread of 0 misses that."""
+
+    def once(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        return [float(i == 8) for i in range(len(completions))]
+
+    def always(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    size = {"num_generations": 8, "per_device_train_batch_size": 16, "max_completion_length": 4}
+    trainer = trainer_of(tmp_path, rewards=[once, always], reward_weights=[1.0, 0.2], **size)
+    trainer.model.train()
+    plain = trainer._generate_and_score_completions(rows(trainer, 2, 8))["advantages"].view(2, 8)
+    assert (plain[0] != 0).all()  # what TRL leaves of the rounding
+    trainer._metrics["train"].clear()
+    batch = trainer._scored(rows(trainer, 2, 8), 8)
+    assert (batch["advantages"][:8] == 0).all()
+    assert torch.equal(batch["advantages"][8:], plain[1])
+    assert trainer._metrics["train"]["frac_reward_zero_std"] == [0.5]
+    keep_B, _ = trainer._rows_with_gradient(batch)
+    assert keep_B.view(2, 8).any(1).tolist() == [False, True]
+
+
 def test_a_batch_without_any_variance_costs_nothing_and_moves_nothing(
     golden: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

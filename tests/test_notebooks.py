@@ -123,7 +123,11 @@ def said(cells: list[Any], kind: str) -> str:
 # --- the shortening behind the MINUTES field -------------------------------------------------------
 def test_a_run_of_full_length_is_not_cut() -> None:
     recipe = load_recipe(REPO / "examples" / "quickstart.yaml").recipe
-    assert shortened(recipe, 6) == shortened(recipe, 60) == []
+    (settings,) = tagged(read(REPO / "notebooks" / "01_quickstart.ipynb"), "parameters")
+    cell = read(REPO / "notebooks" / "01_quickstart.ipynb").cells[settings].source
+    minutes = re.search(r"^MINUTES = (\d+) ", cell, re.MULTILINE)
+    assert minutes is not None
+    assert shortened(recipe, int(minutes[1])) == shortened(recipe, 60) == []
 
 
 def test_steps_and_questions_shrink_alike_but_not_to_nothing() -> None:

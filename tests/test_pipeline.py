@@ -375,7 +375,7 @@ def test_two_rounds_of_sft_and_no_grpo(tmp_path: Path) -> None:
     results = run.results
     assert [s["name"] for s in results["stages"] if s["split"] == "test"] == ["base", "sft", "sft-2"]
     assert [(d["after"], d["action"]) for d in results["decisions"]] == [
-        ("base", "sft"), ("sft", "sft"), ("sft-2", "grpo"),
+        ("base", "sft"), ("sft", "sft"), ("sft-2", "sft"),
     ]  # fmt: skip
     assert [(r["stage"], r["round"]) for r in run.metrics] == [("sft", 1), ("sft", 2)]
     assert run.metrics[0]["loss"] != run.metrics[1]["loss"]
@@ -524,6 +524,24 @@ def test_an_occupied_directory_stays_as_it_is(
     )
     assert "no folder '/no/model'" in message
     assert contents(folder) == before
+
+
+def test_diagnose_measures_and_trains_nothing(
+    straight: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lite_medrl.train.stages.run_sft", None)
+    monkeypatch.setattr("lite_medrl.train.stages.run_grpo", None)
+    folder = tmp_path / "run"
+    assert main(["diagnose", str(straight.recipe), "-o", str(folder), "--json"]) == 0
+    results = json.loads(capfd.readouterr().out)
+    assert [(s["stage"], s["split"]) for s in results["stages"]] == [("base", "validation"), ("base", "test")]
+    (decision,) = results["decisions"]
+    assert decision["action"] == straight.results["decisions"][0]["action"]
+    assert "used up" not in decision["why"]
+    for ours, whole in zip(results["stages"], straight.results["stages"], strict=False):
+        assert ours["pass_at_k"] == whole["pass_at_k"]
+    assert not (folder / "adapters").exists()
+    assert (folder / "report.html").stat().st_size > 10_000
 
 
 def test_a_run_is_not_resumed_on_another_base(

@@ -66,7 +66,7 @@ def is_correct(text: str, sample: Sample) -> bool:
 def has_format(text: str) -> bool:
     """Whether `text` is <think>...</think><answer>...</answer>: each tag once, only white space outside.
 
-    As the format reward of the R1 family (papers.md 1.3), except that a trailing newline does no harm.
+    As the format reward of the R1 family (arXiv 2501.12948), except that a trailing newline does no harm.
     """
     return _formatted_answer(text) is not None
 

@@ -40,7 +40,12 @@ def read_bytes(ref: ImageRef) -> bytes:
     except (FileNotFoundError, KeyError, IsADirectoryError) as error:
         raise DataError(f"image {ref}: no such file; check the path in the row") from error
     except zipfile.BadZipFile as error:
-        raise DataError(f"image {ref}: {error}") from error
+        raise DataError(f"image {ref}: {error}; copy or download the archive again") from error
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise DataError(
+            f"image {ref}: cannot be opened ({why}); check the path and its permissions"
+        ) from error
 
 
 @lru_cache(maxsize=4)
@@ -52,7 +57,7 @@ def pack(path: str) -> zipfile.ZipFile:
 def decode(data: bytes, name: str) -> Image.Image:
     """RGB image from bytes; the size is checked before the pixels are decoded."""
     if not data:
-        raise DataError(f"image {name}: the file is empty (0 bytes)")
+        raise DataError(f"image {name}: the file is empty (0 bytes); copy or export it again")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
@@ -72,4 +77,6 @@ def decode(data: bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DataError(f"image {name}: over {MAX_PIXELS // 10**6} megapixels; shrink it") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"image {name}: cannot be read as {', '.join(FORMATS)}: {error}") from error
+        raise DataError(
+            f"image {name}: cannot be read as {', '.join(FORMATS)}: {error}; export it again"
+        ) from error

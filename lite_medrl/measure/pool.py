@@ -9,6 +9,7 @@ fault.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +39,10 @@ def pool(folders: Sequence[Path]) -> Json:
         for stage, name in last.items()
     }
     return {
-        "runs": [{"seed": r["seed"], "seconds": r["seconds"], "peak_gib": r["peak_gib"]} for r in results],
+        "runs": [
+            {key: r.get(key) for key in ("seed", "command", "model", "seconds", "peak_gib")} for r in results
+        ],
+        "split": "test",
         "n_questions": right["base"].shape[1],
         "stages": {stage: stage_summary(stage, name, right[stage], results) for stage, name in last.items()},
         "tests": {
@@ -50,6 +54,7 @@ def pool(folders: Sequence[Path]) -> Json:
             for name in results[0]["baselines"]
         },
         "versions": results[0]["versions"],
+        "cpu_cores": os.cpu_count(),
     }
 
 

@@ -1,7 +1,7 @@
 """Is the right answer within the model's reach? Acc@1 against Pass@K, and what to train next.
 
 Support is Pass@K, the chance that at least one of K sampled answers is right. Sharpening (RL) raises Acc@1
-towards it, bridging (SFT) raises support itself (arXiv 2603.01301; papers.md 2.2 and 2.3). Two things differ
+towards it, bridging (SFT) raises support itself (arXiv 2603.01301). Two things differ
 from that paper: Pass@K is the unbiased estimator over n >= K samples instead of "any of exactly K", and the
 rule looks at support above chance, (S - C) / (1 - C): guessing alone has a Pass@16 of 0.99 on four options.
 Letters: Q items (questions).
@@ -69,7 +69,7 @@ class Decision:
 def pass_at_k(num_correct_Q: ArrayLike, num_samples: ArrayLike, k: int) -> np.ndarray:
     """Chance that k of an item's n samples hold a right one: 1 - C(n - c, k) / C(n, k), float64 [Q], 0 to 1.
 
-    Unbiased for k <= n (arXiv 2107.03374, eq. 1; papers.md 2.3). A product of k ratios: nothing overflows.
+    Unbiased for k <= n (arXiv 2107.03374, eq. 1). A product of k ratios: nothing overflows.
     `num_samples` is one n or one an item. Raises ValueError for k outside 1..n or a count outside 0..n.
     """
     correct, samples = np.broadcast_arrays(
@@ -164,7 +164,7 @@ def diagnose(
 
 
 def decide(support: Support, threshold: float) -> Decision:
-    """The boundary-aware rule (papers.md 2.2): GRPO where corrected support reaches the threshold, else SFT.
+    """The rule of arXiv 2603.01301: GRPO where corrected support reaches the threshold, else SFT.
 
     Raises ValueError for a threshold outside (0, 1).
     """

@@ -142,7 +142,7 @@ class Job:
         """base -> (SFT while support is weak) -> GRPO, each measured."""
         self.measured("base", 0)
         number = 0
-        while self.action(number) == "sft":
+        while number < self.recipe.sft.max_rounds and self.action(number) == "sft":
             number += 1
             self.trained("sft", number)
             self.measured("sft", number)
@@ -171,13 +171,14 @@ class Job:
         self.save()
 
     def decide(self, after: str, number: int, support: Any) -> None:
-        """Notes the rule's answer; when the rounds of SFT are used up, GRPO follows all the same."""
+        """Notes the rule's answer; when the rounds of SFT are used up, GRPO (if it runs) follows anyway."""
         from lite_medrl.measure.support import decide
 
         row = {"after": after, "split": "validation"} | decide(
             support, self.recipe.diagnose.threshold
         ).to_json()
-        if row["action"] == "sft" and number >= self.recipe.sft.max_rounds:
+        used_up = number >= self.recipe.sft.max_rounds
+        if row["action"] == "sft" and used_up and self.recipe.grpo.enabled:
             row["action"] = "grpo"
             row["why"] += (
                 f" But sft.max_rounds = {self.recipe.sft.max_rounds} is used up, so GRPO follows anyway."
@@ -424,4 +425,5 @@ def peak_gib() -> dict[str, float | None]:
     import torch
 
     cuda = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-    return {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "cuda": cuda}
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
+    return {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, "cuda": cuda}

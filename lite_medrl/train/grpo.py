@@ -110,16 +110,21 @@ class GRPOTrainer(TRLGRPOTrainer):
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's buffering without its shuffle, so that a group stays in one piece."""
         if not self.model.training:
-            return number_groups(
-                self._generate_and_score_completions(generation_batch), self.num_generations_eval
-            )
+            return self._scored(generation_batch, self.num_generations_eval)
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
-            batch = number_groups(
-                self._generate_and_score_completions(generation_batch), self.num_generations
-            )
-            self._buffered_inputs = split_rows(batch, steps)
+            self._buffered_inputs = split_rows(self._scored(generation_batch, self.num_generations), steps)
         return self._buffered_inputs[self._step % steps]
+
+    def _scored(self, generation_batch: Any, size: int) -> dict[str, Any]:
+        """A numbered generation batch; groups whose rewards are equal get an advantage of exactly 0."""
+        batch = number_groups(self._generate_and_score_completions(generation_batch), size)
+        if self.multi_objective_aggregation != "sum_then_normalize":
+            return batch  # there the advantage is relative to the batch, not to the group alone
+        equal_B = rewarded_alike(batch["advantages"], size)
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["frac_reward_zero_std"][-1] = float(equal_B.float().mean())
+        return {**batch, "advantages": batch["advantages"].masked_fill(equal_B, 0.0)}
 
     # --- update
     # -------------------------------------------------------------------------------------------------
@@ -267,6 +272,17 @@ def number_groups(batch: dict[str, Any], size: int) -> dict[str, Any]:
     """Adds group_ids int64 [B]: rows of one prompt share a number."""
     rows = len(batch["prompt_ids"])
     return {**batch, "group_ids": torch.arange(rows, device=batch["prompt_ids"].device) // size}
+
+
+def rewarded_alike(advantage_B: torch.Tensor, size: int) -> torch.Tensor:
+    """Rows [B] whose whole group got one advantage, so one reward: their distance to the mean is rounding.
+
+    Eight rewards of 0.2 have a mean of 0.20000002 in fp32; TRL's test for a spread of zero fails on that.
+    """
+    if size < 2:
+        return torch.zeros_like(advantage_B, dtype=torch.bool)
+    group_GS = advantage_B.view(-1, size)
+    return (group_GS == group_GS[:, :1]).all(1).repeat_interleave(size)
 
 
 def split_rows(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ def accuracy_reward(
     options: Sequence[Sequence[str]],
     **kwargs: Any,
 ) -> list[float]:
-    """1.0 for each completion whose tolerant reading is the gold option, else 0.0 (papers.md 1.3 and 2.5).
+    """1.0 for each completion whose tolerant reading is the gold option, else 0.0 (arXiv 2505.13973).
 
     Shapes: one `answer` (the gold option's text) and one list of `options` a completion.
     Raises ValueError where lengths differ or a gold answer is not among its options.
