@@ -38,7 +38,8 @@ def nearest(capability: int) -> int:
 
 class LogpConfig(NamedTuple):
     """Tile sizes of `grouped_logp`: columns of a tile (a power of two, all in one program's registers), and
-    the blocks of the filtered product. Chosen by the room they take; no timing has chosen among them yet."""
+    the blocks of the filtered product; filter_rows 0: there is none, `filter_eps` changes nothing. Chosen by
+    the room they take; no timing has chosen among them yet."""
 
     block_c: int
     fold_warps: int
@@ -50,11 +51,11 @@ class LogpConfig(NamedTuple):
 
 
 GROUPED_LOGP = {
-    75: LogpConfig(8192, 16, 64, 64, 64, 4, 2),
-    80: LogpConfig(16384, 16, 128, 64, 128, 8, 3),
-    86: LogpConfig(16384, 16, 128, 64, 128, 8, 2),
-    90: LogpConfig(16384, 16, 128, 64, 128, 8, 3),
-    120: LogpConfig(16384, 16, 128, 64, 128, 8, 2),
+    75: LogpConfig(8192, 16, 0, 64, 64, 4, 2),  # Triton multiplies without tensor cores there
+    80: LogpConfig(8192, 16, 128, 64, 128, 8, 3),
+    86: LogpConfig(8192, 16, 128, 64, 128, 8, 2),
+    90: LogpConfig(8192, 16, 128, 64, 128, 8, 3),
+    120: LogpConfig(8192, 16, 128, 64, 128, 8, 2),
 }
 INTERPRETED = LogpConfig(64, 4, 16, 16, 16, 4, 1)  # the interpreter runs programs one by one: small ones
 

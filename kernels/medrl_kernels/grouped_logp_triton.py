@@ -445,8 +445,9 @@ def fold(
     that E's weights carry."""  # fmt: skip
     config, width = tiles.config, tiles.hidden_UD.shape[1]
     part_scale = HALF_SCALE if tiles.dtype == torch.float16 else 1.0
-    filtered = mean_UD is not None and filter_eps > 0
-    bands = triton.cdiv(tiles.rows, config.filter_rows)
+    filtered = mean_UD is not None and filter_eps > 0 and config.filter_rows > 0
+    bands = triton.cdiv(tiles.rows, max(1, config.filter_rows))
+    block_d = filter_d(config, tiles.dtype == torch.float32)
     blocks = config.block_c // config.filter_cols
     live = torch.zeros((bands, blocks), dtype=torch.int8, device=tiles.hidden_UD.device) if filtered else None
     for first_row, first_col, hidden_RD, weight_CD, z_RC, part_RC in tiles:
@@ -470,15 +471,20 @@ def fold(
                 mean_UD[first_row : first_row + len(hidden_RD)], part_RC[:, : len(weight_CD)], weight_CD
             )
             continue
-        grid = (triton.cdiv(len(hidden_RD), config.filter_rows), triton.cdiv(width, config.filter_d))
+        grid = (triton.cdiv(len(hidden_RD), config.filter_rows), triton.cdiv(width, block_d))
         _live_blocks_kernel[grid](
             part_RC, weight_CD, mean_UD, live, part_RC.stride(0), weight_CD.stride(0), len(hidden_RD),
             first_row, len(weight_CD), width, blocks, FILTER_ROWS=config.filter_rows,
-            FILTER_COLS=config.filter_cols, BLOCK_D=config.filter_d,
+            FILTER_COLS=config.filter_cols, BLOCK_D=block_d,
             FULL_PRECISION=tiles.dtype == torch.float32, num_warps=config.filter_warps,
             num_stages=config.filter_stages,
         )  # fmt: skip
     return part_scale
+
+
+def filter_d(config: LogpConfig, full_precision: bool) -> int:
+    """Hidden dimensions that a program of the filtered product sums: fp32 takes more room."""
+    return max(16, config.filter_d // 4) if full_precision else config.filter_d
 
 
 def remake(
@@ -672,6 +678,8 @@ def compilations(arch: int) -> list[Compilation]:
     for x in dtypes:
         found.append(compilation(_pivot_kernel, f"pivot-{x}", {**logit, "BLOCK_D": 1024}, 4, x))
         for filtered, options in ((False, logit), (True, logit), (False, dict.fromkeys(logit, False))):
+            if filtered and config.filter_rows == 0:
+                continue
             flags = {**options, "ENTROPY": options["SOFTCAP"], "PARTS": True, "FILTER": filtered, **fold}
             name = f"fold-{x}{'-filter' * filtered}{'-options' * options['SOFTCAP']}"
             found.append(compilation(_fold_kernel, name, flags, config.fold_warps, x))
@@ -680,9 +688,11 @@ def compilations(arch: int) -> list[Compilation]:
         for recomputed in (False, True):
             flags = {"RECOMPUTED": recomputed, "BLOCK_D": 1024}
             found.append(compilation(_gather_kernel, f"gather-{x}{'-remade' * recomputed}", flags, 4, x))
+        if config.filter_rows == 0:
+            continue
         flags = {
-            "FILTER_ROWS": config.filter_rows, "FILTER_COLS": config.filter_cols, "BLOCK_D": config.filter_d,
-            "FULL_PRECISION": x == "fp32",
+            "FILTER_ROWS": config.filter_rows, "FILTER_COLS": config.filter_cols,
+            "BLOCK_D": filter_d(config, x == "fp32"), "FULL_PRECISION": x == "fp32",
         }  # fmt: skip
         found.append(
             compilation(
