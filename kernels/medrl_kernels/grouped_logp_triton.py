@@ -38,6 +38,7 @@ from medrl_kernels.reference import GroupedLogp
 BUFFER_BYTES = 2**28  # 256 MiB: the logits of one tile in fp32, or all there are
 LOWEST = -3.0e38
 SLACK = tl.constexpr(8.0)  # a tile may rise this far over the row's reference before the row is rescaled
+PIVOT_D = (512, 1024)  # dimensions at a time, of 16-bit and of fp32 states: what spills nothing on any card
 HALF_SCALE = 16.0  # on fp16 weights: e^SLACK times it is below 65504, and small ones stay normal numbers
 
 
@@ -425,7 +426,8 @@ def find_pivots(
         hidden_SD, weight_VD, weight_VD if bias_V is None else bias_V,
         targets.state_U, targets.start_U1, targets.target_K, logit_K, f_K, pivot_U, peak_U,
         hidden_SD.stride(0), weight_VD.stride(0), hidden_SD.shape[1], *shape[:3],
-        HAS_BIAS=bias_V is not None, SOFTCAP=shape.softcapped, BLOCK_D=1024, num_warps=4,
+        HAS_BIAS=bias_V is not None, SOFTCAP=shape.softcapped,
+        BLOCK_D=PIVOT_D[hidden_SD.dtype == torch.float32], num_warps=8,
     )  # fmt: skip
     top_U = torch.full_like(peak_U, LOWEST)
     return Rows(pivot_U, peak_U, top_U, torch.zeros_like(peak_U), torch.zeros_like(peak_U), logit_K, f_K)
@@ -676,7 +678,9 @@ def compilations(arch: int) -> list[Compilation]:
         "BLOCK_D": 1024,
     }  # fmt: skip
     for x in dtypes:
-        found.append(compilation(_pivot_kernel, f"pivot-{x}", {**logit, "BLOCK_D": 1024}, 4, x))
+        found.append(
+            compilation(_pivot_kernel, f"pivot-{x}", {**logit, "BLOCK_D": PIVOT_D[x == "fp32"]}, 8, x)
+        )
         for filtered, options in ((False, logit), (True, logit), (False, dict.fromkeys(logit, False))):
             if filtered and config.filter_rows == 0:
                 continue

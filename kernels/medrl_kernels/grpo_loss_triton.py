@@ -678,7 +678,8 @@ def _rollout_level(call: SimpleNamespace) -> int:
 
 class _Plan(NamedTuple):
     """What follows from the options and the kinds of tensors alone: the kernel's constexpr arguments, its
-    numbers but for those that count, where each metric will stand, and whether a completion is in one hand."""
+    numbers but for those that count, where each metric will stand, and whether a program must hold all of a
+    completion, because its tokens need sums over it."""
 
     flags: dict[str, Any]
     numbers: dict[str, float]
