@@ -25,6 +25,7 @@ from lite_medrl.model.generate import Sampling, generate
 from lite_medrl.model.pack_check import require_packable
 from lite_medrl.model.score import Scored, score
 from lite_medrl.train.batches import (
+    TOKEN_KEYS,
     Batch,
     grouped_rows,
     live_groups,
@@ -101,7 +102,10 @@ class GRPOTrainer(TRLGRPOTrainer):
             return super()._generate_single_turn(prompt_ids, images, fields, num_generations, has_tool_images)
         size = self._group_size(len(prompt_ids))
         inputs = left_padded(prompt_ids[::size], self._tokenizer.pad_token_id)
-        inputs |= {key: as_tensor(value) for key, value in multimodal_fields.items()}
+        inputs |= {
+            key: left_pad(value, 0) if key in TOKEN_KEYS else as_tensor(value)
+            for key, value in multimodal_fields.items()
+        }
         inputs = {key: value.to(self.accelerator.device) for key, value in inputs.items()}
         sampling = Sampling(
             self.max_completion_length, self.temperature, self.top_p, self.top_k or 0, self.min_p
@@ -330,10 +334,14 @@ class GRPOTrainer(TRLGRPOTrainer):
 
 def left_padded(prompt_ids: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """input_ids and attention_mask int64 [P, L]."""
-    width = max(map(len, prompt_ids))
-    ids = [[pad_token_id] * (width - len(row)) + list(row) for row in prompt_ids]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in prompt_ids]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    mask = left_pad([[1] * len(row) for row in prompt_ids], 0)
+    return {"input_ids": left_pad(prompt_ids, pad_token_id), "attention_mask": mask}
+
+
+def left_pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Int64 [P, L], rows filled up on the left."""
+    width = max(map(len, rows))
+    return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows])
 
 
 def as_tensor(value: Any) -> torch.Tensor:
