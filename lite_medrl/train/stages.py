@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from trl import GRPOConfig, SFTConfig
 
 from lite_medrl.model.encode import wording
 from lite_medrl.model.load import Policy
 from lite_medrl.sections import Recipe, Training
 from lite_medrl.train.columns import to_dataset
+from lite_medrl.train.config import GRPOConfig, SFTConfig
 from lite_medrl.train.grpo import GRPOTrainer
 from lite_medrl.train.rewards import resolve
 from lite_medrl.train.sft import SFTTrainer
@@ -123,6 +123,7 @@ def run_grpo(
         num_iterations=grpo.num_iterations,
         mask_truncated_completions=grpo.mask_truncated_completions,
         reward_weights=weights,
+        resample_rounds=grpo.resample_rounds,
         seed=recipe.seed,
         log_completions=False,
     )
@@ -185,6 +186,9 @@ def shared_config(section: Training, recipe: Recipe, policy: Policy, folder: Pat
         "weight_decay": section.weight_decay,
         "logging_steps": section.logging_steps,
         "logging_nan_inf_filter": False,
+        "prefix_tree": section.prefix_tree,
+        "max_tree_tokens": section.max_tree_tokens,
+        "group_by_image": section.group_by_image,
         "bf16": policy.dtype == torch.bfloat16,
         "fp16": policy.dtype == torch.float16,
         "use_cpu": policy.device == "cpu",
