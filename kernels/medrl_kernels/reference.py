@@ -12,6 +12,7 @@ natural logs.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -247,12 +248,18 @@ def grpo_loss(
     return GRPOLoss(loss, metrics)
 
 
-class Leveled(NamedTuple):
+@dataclass(frozen=True)
+class Leveled:
     """A value on the level it is given for (B completions or N tokens), and spread over the tokens."""
 
     own_X: Tensor
-    token_N: Tensor
+    owner_N: Tensor
     per_completion: bool
+
+    @functools.cached_property
+    def token_N(self) -> Tensor:
+        """The value of each token; spread only once it is asked for."""
+        return self.own_X.index_select(0, self.owner_N) if self.per_completion else self.own_X
 
 
 @dataclass(frozen=True)
@@ -272,8 +279,7 @@ class Packing:
 
     def level(self, x_X: Tensor, per_completion: bool) -> Leveled:
         """The value with its spread over the tokens."""
-        token_N = x_X.index_select(0, self.owner_N) if per_completion else x_X
-        return Leveled(x_X, token_N, per_completion)
+        return Leveled(x_X, self.owner_N, per_completion)
 
 
 class Batch(NamedTuple):
@@ -333,17 +339,21 @@ def policy_loss(
     high = call.epsilon if call.epsilon_high is None else call.epsilon_high
     if call.loss_type == "cispo":
         loss_N = cispo_loss(ratio.token_N, advantage.token_N, batch.logp_N, high)
-        ratio_X, advantage_X = flag_level(ratio, advantage)
+        ratio_X, advantage_X = common_level(ratio, advantage)
         return loss_N, {"cispo_clip_ratio": mean_or_zero((ratio_X > high) & (advantage_X > 0))}
+    ratio_X, advantage_X = common_level(ratio, advantage)
+    per_completion = ratio.per_completion and advantage.per_completion
     if call.loss_type == "sapo":
         temperatures = (call.sapo_temperature_pos, call.sapo_temperature_neg)
-        return sapo_loss(ratio.token_N, advantage.token_N, *temperatures), {}
+        loss_X = sapo_loss(ratio_X, advantage_X, *temperatures)
+        return batch.packing.level(loss_X, per_completion).token_N, {}
     if call.loss_type == "vespo":
         phi = vespo_phi(batch, rollout, call)
         return -phi.token_N * advantage.token_N * batch.logp_N, {
             "vespo/phi_seq_mean": mean_or_zero(phi.own_X)
         }
-    loss_N = clipped_loss(ratio.token_N, advantage.token_N, call.epsilon, high, call.delta)
+    loss_X = clipped_loss(ratio_X, advantage_X, call.epsilon, high, call.delta)
+    loss_N = batch.packing.level(loss_X, per_completion).token_N
     return loss_N, clip_metrics(batch.packing, ratio, advantage, call.epsilon, high, call.delta)
 
 
@@ -431,12 +441,11 @@ def mean_or_zero(x: Tensor) -> Tensor:
     return x.sum() / max(x.numel(), 1)
 
 
-def flag_level(ratio: Leveled, advantage: Leveled) -> tuple[Tensor, Tensor]:
-    """Ratio and advantage where TRL counts clipped ones: completions (B,) if both are given so, else
-    tokens."""
+def common_level(ratio: Leveled, advantage: Leveled) -> tuple[Tensor, Tensor]:
+    """Ratio and advantage where TRL clips and counts: completions (B,) if both are given so, else tokens."""
     if ratio.per_completion and advantage.per_completion:
-        return ratio.own_X.detach(), advantage.own_X
-    return ratio.token_N.detach(), advantage.token_N
+        return ratio.own_X, advantage.own_X
+    return ratio.token_N, advantage.token_N
 
 
 def clip_metrics(
@@ -448,7 +457,8 @@ def clip_metrics(
     delta: float | None,
 ) -> dict[str, Tensor]:
     """TRL's five clip ratios; like TRL's, they look at the ratio after `delta`."""
-    ratio_X, advantage_X = flag_level(ratio, advantage)
+    ratio_X, advantage_X = common_level(ratio, advantage)
+    ratio_X = ratio_X.detach()
     ratio_X = ratio_X if delta is None else ratio_X.clamp(max=delta)
     low_X = ((ratio_X < 1 - epsilon) & (advantage_X < 0)).to(ratio_X)
     high_X = ((ratio_X > 1 + epsilon_high) & (advantage_X > 0)).to(ratio_X)
