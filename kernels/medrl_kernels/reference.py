@@ -222,22 +222,23 @@ def grpo_loss(
     batch = pack(call)
     ratio = importance_ratio(batch, importance_sampling_level)
     rollout = rollout_weight(batch, call) if importance_sampling_correction else None
-    loss_N, metrics = policy_loss(batch, ratio, rollout, call)
+    loss_X, metrics = policy_loss(batch, ratio, rollout, call)
     if off_policy_mask_threshold is not None:
-        loss_N = loss_N * on_policy_mask(batch, off_policy_mask_threshold)
+        loss_X = loss_X.of_tokens(loss_X.token_N * on_policy_mask(batch, off_policy_mask_threshold))
     acting_N = torch.ones_like(batch.old_N)
     if batch.entropy_N is not None and top_entropy_quantile < 1:
         acting_N = high_entropy_mask(batch.entropy_N, top_entropy_quantile).to(acting_N)
-        loss_N = loss_N * acting_N
+        loss_X = loss_X.of_tokens(loss_X.token_N * acting_N)
     if rollout is not None:
         metrics |= rollout_metrics(batch, rollout)
-        loss_N = loss_N if loss_type == "vespo" else loss_N * rollout.token_N
+        if loss_type != "vespo":
+            loss_X = loss_X.of_tokens(loss_X.token_N * rollout.token_N)
     if batch.ref_N is not None and beta != 0:
         kl_N = k3(batch.logp_N, batch.ref_N) * (ratio.token_N if use_bias_correction_kl else 1)
         metrics["kl"] = mean_or_zero(kl_N)
-        loss_N = loss_N + beta * kl_N
+        loss_X = loss_X.of_tokens(loss_X.token_N + beta * kl_N)
 
-    loss = reduce_loss(loss_N, batch.packing, call)
+    loss = reduce_loss(loss_X, batch.packing, call)
     if batch.entropy_N is not None:
         metrics["entropy"] = mean_or_zero(batch.entropy_N)
     if batch.entropy_N is not None and entropy_coef != 0:
@@ -261,6 +262,10 @@ class Leveled:
         """The value of each token; spread only once it is asked for."""
         return self.own_X.index_select(0, self.owner_N) if self.per_completion else self.own_X
 
+    def of_tokens(self, x_N: Tensor) -> Leveled:
+        """Another value, one a token."""
+        return Leveled(x_N, self.owner_N, per_completion=False)
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -276,6 +281,14 @@ class Packing:
     def mean(self, x_N: Tensor) -> Tensor:
         """Mean over each completion's tokens, (B,); 0 where there are none."""
         return self.sum(x_N) / self.length_B.clamp(min=1)
+
+    def total(self, x: Leveled) -> Tensor:
+        """Sum over all tokens."""
+        return (x.own_X * self.length_B).sum() if x.per_completion else x.own_X.sum()
+
+    def means(self, x: Leveled) -> Tensor:
+        """Mean over each completion's tokens, (B,); 0 where there are none."""
+        return x.own_X * (self.length_B > 0) if x.per_completion else self.mean(x.own_X)
 
     def level(self, x_X: Tensor, per_completion: bool) -> Leveled:
         """The value with its spread over the tokens."""
@@ -333,28 +346,29 @@ def rollout_weight(batch: Batch, call: SimpleNamespace) -> Leveled:
 
 def policy_loss(
     batch: Batch, ratio: Leveled, rollout: Leveled | None, call: SimpleNamespace
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of every token (N,) before masks, rollout weights and KL, and the loss type's own metrics."""
+) -> tuple[Leveled, dict[str, Tensor]]:
+    """The loss before masks, rollout weights and KL, and the loss type's own metrics."""
     advantage = batch.advantage
     high = call.epsilon if call.epsilon_high is None else call.epsilon_high
     if call.loss_type == "cispo":
         loss_N = cispo_loss(ratio.token_N, advantage.token_N, batch.logp_N, high)
         ratio_X, advantage_X = common_level(ratio, advantage)
-        return loss_N, {"cispo_clip_ratio": mean_or_zero((ratio_X > high) & (advantage_X > 0))}
+        return ratio.of_tokens(loss_N), {
+            "cispo_clip_ratio": mean_or_zero((ratio_X > high) & (advantage_X > 0))
+        }
     ratio_X, advantage_X = common_level(ratio, advantage)
     per_completion = ratio.per_completion and advantage.per_completion
     if call.loss_type == "sapo":
         temperatures = (call.sapo_temperature_pos, call.sapo_temperature_neg)
         loss_X = sapo_loss(ratio_X, advantage_X, *temperatures)
-        return batch.packing.level(loss_X, per_completion).token_N, {}
+        return batch.packing.level(loss_X, per_completion), {}
     if call.loss_type == "vespo":
         phi = vespo_phi(batch, rollout, call)
-        return -phi.token_N * advantage.token_N * batch.logp_N, {
-            "vespo/phi_seq_mean": mean_or_zero(phi.own_X)
-        }
+        loss_N = -phi.token_N * advantage.token_N * batch.logp_N
+        return phi.of_tokens(loss_N), {"vespo/phi_seq_mean": mean_or_zero(phi.own_X)}
     loss_X = clipped_loss(ratio_X, advantage_X, call.epsilon, high, call.delta)
-    loss_N = batch.packing.level(loss_X, per_completion).token_N
-    return loss_N, clip_metrics(batch.packing, ratio, advantage, call.epsilon, high, call.delta)
+    metrics = clip_metrics(batch.packing, ratio, advantage, call.epsilon, high, call.delta)
+    return batch.packing.level(loss_X, per_completion), metrics
 
 
 def clipped_loss(
@@ -414,20 +428,21 @@ def k3(logp_N: Tensor, ref_N: Tensor) -> Tensor:
     return gap_N.exp() - gap_N - 1
 
 
-def reduce_loss(loss_N: Tensor, packing: Packing, call: SimpleNamespace) -> Tensor:
+def reduce_loss(loss: Leveled, packing: Packing, call: SimpleNamespace) -> Tensor:
     """One number from the token losses, each loss type with its own divisor (table in kernels/README.md)."""
     completions, steps = len(packing.length_B), call.gradient_accumulation_steps
+    tokens = len(packing.owner_N)
     if call.loss_type in WINDOW_LOSSES:
-        items = len(loss_N) if call.num_items_in_batch is None else call.num_items_in_batch
+        items = tokens if call.num_items_in_batch is None else call.num_items_in_batch
         window = torch.as_tensor(items).to(packing.length_B).clamp(min=1) / call.num_processes
-        return loss_N.sum() / (window * steps / call.steps_per_generation)
+        return packing.total(loss) / (window * steps / call.steps_per_generation)
     if call.loss_type == "bnpo":
-        return loss_N.sum() / max(len(loss_N), 1) / steps
+        return packing.total(loss) / max(tokens, 1) / steps
     if call.loss_type == "dr_grpo":
-        return loss_N.sum() / (completions * call.max_completion_length) / steps
+        return packing.total(loss) / (completions * call.max_completion_length) / steps
     if call.loss_type == "luspo":
-        return loss_N.sum() / completions / steps
-    return packing.mean(loss_N).mean() / steps  # grpo, sapo
+        return packing.total(loss) / completions / steps
+    return packing.means(loss).mean() / steps  # grpo, sapo
 
 
 def choose(condition_X: Tensor, yes: float, no: float, *, like: Tensor) -> Tensor:
