@@ -17,11 +17,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from medrl_kernels.dispatch import IGNORE_INDEX, WINDOW_LOSSES, check_grouped_logp, check_grpo_loss
@@ -139,27 +140,60 @@ def chunk_logp(
     shape: LogitShape,
     with_entropy: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy of a chunk's targets, (K,) each; the entropy is empty if not asked for.
+    """Log-probability and entropy of a chunk's targets, (K,) each; the entropy is empty if not asked for."""
+    logit_UV = head_logits(hidden_UD, weight_VD, bias_V, shape)
+    found = LogpOfLogits.apply(logit_UV, target_K, source_K, with_entropy)
+    assert isinstance(found, tuple)
+    return found
+
+
+class LogpOfLogits(torch.autograd.Function):
+    """Log-probability and entropy (K,) of targets under rows of logits (U, V), which it overwrites.
 
     The largest logit z* stays out of the sum: logsumexp = z* + log1p(r), r = sum of exp(z - z*) over the
     others. Only a probability above 1/2 could cancel; then the target is z* itself, and logp = -log1p(r) and
-    its gradient, which never see z* - z*, keep their digits.
+    its gradient r / (1 + r), which never see z* - z*, keep their digits. The gradient is written out because
+    autograd's own passes five times over (U, V): d logp / dz_j = [j = target] - p_j and
+    dH / dz_j = -p_j (log p_j + H), with p_j = exp(z_j - z*) / (1 + r).
     """
-    logit_UV = head_logits(hidden_UD, weight_VD, bias_V, shape)
-    top_U1 = logit_UV.argmax(1, keepdim=True)
-    peak_U1 = logit_UV.gather(1, top_U1)
-    below_UV = (logit_UV - peak_U1).scatter_(1, top_U1, -math.inf)
-    rest_UV = below_UV.exp()
-    rest_U = rest_UV.sum(1)
-    zero_U = (peak_U1 - peak_U1).detach().squeeze(1)  # NaN, so that it shows, where a logit is infinite
-    tail_U = rest_U.log1p() + zero_U
-    gap_K = logit_UV[source_K, target_K] - peak_U1[source_K, 0]
-    logp_K = gap_K.masked_fill(target_K == top_U1[source_K, 0], 0.0) - tail_U[source_K]
-    if not with_entropy:
-        return logp_K, logp_K.new_empty(0)
-    # The clamp makes 0 * -inf (the top logit, a token that a bias of -inf forbids) the 0 that it stands for.
-    drop_U = (rest_UV * below_UV.clamp(min=EXP_IS_ZERO)).sum(1)
-    return logp_K, (tail_U - drop_U / (1 + rest_U))[source_K]
+
+    @staticmethod
+    def forward(
+        ctx: Any, logit_UV: Tensor, target_K: Tensor, source_K: Tensor, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        peak_U1, top_U1 = logit_UV.max(1, keepdim=True)
+        gap_K = logit_UV[source_K, target_K] - peak_U1[source_K, 0]
+        below_UV = logit_UV.sub_(peak_U1).scatter_(1, top_U1, -math.inf)
+        rest_UV = below_UV.exp() if with_entropy else below_UV.exp_()
+        rest_U = rest_UV.sum(1)
+        zero_U = (peak_U1 - peak_U1).squeeze(1)  # NaN, so that it shows, where a logit is infinite
+        tail_U = rest_U.log1p() + zero_U
+        is_top_K = target_K == top_U1[source_K, 0]
+        logp_K = gap_K.masked_fill(is_top_K, 0.0) - tail_U[source_K]
+        entropy_U = tail_U
+        if with_entropy:
+            # The clamp makes 0 * -inf (the top logit, a token that a bias of -inf forbids) the 0 that it is.
+            drop_U = torch.einsum("uv,uv->u", rest_UV, below_UV.clamp_(min=EXP_IS_ZERO))
+            entropy_U = tail_U - drop_U / (1 + rest_U)
+        ctx.save_for_backward(rest_UV, rest_U, tail_U, entropy_U, top_U1, target_K, source_K, is_top_K)
+        return logp_K, entropy_U[source_K] if with_entropy else logp_K.new_empty(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_K: Tensor, entropy_grad_K: Tensor | None) -> tuple[Tensor, None, None, None]:
+        rest_UV, rest_U, tail_U, entropy_U, top_U1, target_K, source_K, is_top_K = ctx.saved_tensors
+        grad_U = torch.zeros_like(rest_U).index_add(0, source_K, grad_K)
+        out_UV = rest_UV * (-grad_U / (1 + rest_U) + 0 * tail_U)[:, None]
+        top_K = torch.where(is_top_K, rest_U[source_K], rest_U.new_tensor(-1.0)) / (1 + rest_U[source_K])
+        top_U = torch.zeros_like(rest_U).index_add(0, source_K, grad_K * top_K)
+        if entropy_grad_K is not None and entropy_grad_K.numel() and bool((entropy_grad_K != 0).any()):
+            scale_U = torch.zeros_like(rest_U).index_add(0, source_K, entropy_grad_K) / (1 + rest_U)
+            log_p_UV = rest_UV.log().clamp_(min=EXP_IS_ZERO).sub_(tail_U[:, None])
+            out_UV -= rest_UV * scale_U[:, None] * (log_p_UV + entropy_U[:, None])
+            top_U -= scale_U * (entropy_U - tail_U)
+        out_UV.scatter_(1, top_U1, top_U[:, None])
+        others_K = grad_K.masked_fill(is_top_K, 0.0)
+        return out_UV.index_put_((source_K, target_K), others_K, accumulate=True), None, None, None
 
 
 def recomputed_chunk(*args: object) -> tuple[Tensor, Tensor]:
