@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -58,6 +59,17 @@ def test_images_rows_and_patches_are_repeated_as_they_lie() -> None:
     found = OncePerGroup(qwen, 2)(images=images, text=text)
     assert found["pixel_values"].flatten().tolist() == [1, 2, 3]  # once a group
     assert OncePerGroup(qwen, 2).name == "counting"
+
+
+def test_images_that_were_kept_are_not_processed_again() -> None:
+    processor = Counting(input_ids=rows, pixel_values=per_image)
+    once = OncePerGroup(processor, 2)
+    once.keep({"pixel_values": [np.array([4.0]), np.array([5.0])], "input_ids": [[1], [2]]})
+    found = once(images=[[1], [1], [2], [2]], text=["a", "a", "b", "b"])
+    assert processor.seen == []
+    assert {key: value.tolist() for key, value in found.items()} == {
+        "pixel_values": [[4.0], [4.0], [5.0], [5.0]]
+    }
 
 
 @pytest.mark.parametrize("case", ["tiles", "not alike", "uneven"])

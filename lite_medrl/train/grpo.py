@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from trl import GRPOTrainer as TRLGRPOTrainer
 
@@ -37,7 +36,7 @@ from lite_medrl.train.batches import (
 from lite_medrl.train.config import tree_options
 from lite_medrl.train.guards import refuse_ignored, restore, trainable
 from lite_medrl.train.image_order import ImageOrder, images_of_rows
-from lite_medrl.train.once import OncePerGroup
+from lite_medrl.train.once import OncePerGroup, as_tensor
 from medrl_kernels import grpo_loss
 
 # Options of GRPOConfig with the one value that this trainer has; another would change the loss unseen, or
@@ -84,6 +83,8 @@ class GRPOTrainer(TRLGRPOTrainer):
         """Templates and image processing once per group instead of once per completion."""
         size = self._group_size(len(prompts))
         prompt_ids, images, fields = super()._tokenize_prompts(prompts[::size])
+        if isinstance(self.processing_class, OncePerGroup):
+            self.processing_class.keep(fields)
         images = [i for i in images for _ in range(size)] if images is not None else None
         return [ids for ids in prompt_ids for _ in range(size)], images, fields
 
@@ -342,11 +343,6 @@ def left_pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     """Int64 [P, L], rows filled up on the left."""
     width = max(map(len, rows))
     return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows])
-
-
-def as_tensor(value: Any) -> torch.Tensor:
-    """A tensor from a tensor, an array, or a list of arrays of one shape."""
-    return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value))
 
 
 def repeat_rows(value: Any, times: int) -> Any:
