@@ -189,6 +189,13 @@ def test_results_as_a_table() -> None:
     assert row.split() == ["base", "test", "480", "0.400", "[0.355,", "0.446]", "0.123", "2.5%"]
 
 
+def test_decisions_stand_below_the_table() -> None:
+    row = {"after": "sft", "rule": "sft", "action": "grpo", "support": -0.05, "rule_k": 2, "threshold": 0.5}
+    assert table(RESULTS | {"decisions": [row]}).splitlines()[2:] == [
+        "after sft: GRPO, though the rule asks for SFT (support -0.050 at K = 2, threshold 0.500)"
+    ]
+
+
 def test_demo_serves_a_run_and_tells_its_address_as_json(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

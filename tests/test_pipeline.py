@@ -213,9 +213,10 @@ def test_decisions_baselines_and_tests(straight: Run) -> None:
     assert (first["after"], first["split"], first["action"]) == ("base", "validation", "sft")
     assert first["support"] == stages["base", "validation"]["support"] < first["threshold"] == 0.98
     assert first["rule_k"] == stages["base", "validation"]["rule_k"]
-    assert (second["after"], second["action"]) == ("sft", "grpo")
-    if second["support"] < 0.98:
-        assert "sft.max_rounds = 1 is used up" in second["why"]
+    assert first["rule"] == "sft"
+    assert second["support"] < 0.98
+    assert (second["after"], second["rule"], second["action"]) == ("sft", "sft", "grpo")
+    assert "so the rule asks for SFT again, but the recipe's one round of SFT is used up" in second["why"]
     test = tiny.samples("test")
     train = [s.answer for s in tiny.samples()]
     commonest = [max(s.options, key=train.count) == s.answer for s in test]
@@ -370,13 +371,18 @@ def small(tmp_path: Path, *overrides: str) -> Run:
     return Run(tmp_path / "run", path)
 
 
-def test_two_rounds_of_sft_and_no_grpo(tmp_path: Path) -> None:
+def test_two_rounds_of_sft_and_no_grpo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = small(tmp_path, "diagnose.threshold=0.999", "sft.max_rounds=2", "grpo.enabled=false")
     results = run.results
     assert [s["name"] for s in results["stages"] if s["split"] == "test"] == ["base", "sft", "sft-2"]
-    assert [(d["after"], d["action"]) for d in results["decisions"]] == [
-        ("base", "sft"), ("sft", "sft"), ("sft-2", "sft"),
+    assert [(d["after"], d["rule"], d["action"]) for d in results["decisions"]] == [
+        ("base", "sft", "sft"), ("sft", "sft", "sft"), ("sft-2", "sft", "stop"),
     ]  # fmt: skip
+    told = capfd.readouterr()
+    support = f"support {results['decisions'][2]['support']:.3f} at K = "
+    assert f"after sft-2: nothing more is trained, though the rule asks for SFT ({support}" in told.out
+    assert "decision after sft-2: nothing more is trained, though the rule asks for SFT. Support" in told.err
+    assert "decision after base: SFT, as the rule asks. Support above chance is" in told.err
     assert [(r["stage"], r["round"]) for r in run.metrics] == [("sft", 1), ("sft", 2)]
     assert run.metrics[0]["loss"] != run.metrics[1]["loss"]
     assert set(results["tests"]) == {"sft_vs_base", "sft-2_vs_sft", "sft-2_vs_base"}
@@ -536,8 +542,9 @@ def test_diagnose_measures_and_trains_nothing(
     results = json.loads(capfd.readouterr().out)
     assert [(s["stage"], s["split"]) for s in results["stages"]] == [("base", "validation"), ("base", "test")]
     (decision,) = results["decisions"]
-    assert decision["action"] == straight.results["decisions"][0]["action"]
-    assert "used up" not in decision["why"]
+    assert decision["rule"] == straight.results["decisions"][0]["rule"] == "sft"
+    assert decision["action"] == "stop"
+    assert "the recipe has none (sft.max_rounds = 0) and GRPO is off" in decision["why"]
     for ours, whole in zip(results["stages"], straight.results["stages"], strict=False):
         assert ours["pass_at_k"] == whole["pass_at_k"]
     assert not (folder / "adapters").exists()

@@ -22,8 +22,9 @@ import pytest
 
 from lite_medrl.data.answers import parse
 from lite_medrl.data.sources import load_samples
+from lite_medrl.measure.rule import Limits, decide
 from lite_medrl.measure.statistics import bootstrap_ci, mcnemar
-from lite_medrl.measure.support import decide, diagnose, majority_baseline
+from lite_medrl.measure.support import diagnose, majority_baseline
 from lite_medrl.recipe import load_recipe, to_yaml
 from lite_medrl.tools.report import figures, write_report
 from lite_medrl.tools.report.curves import smooth, step_ticks, thin
@@ -69,9 +70,9 @@ def fake_run(
             stages.append(head | support.to_json() | {"seconds": 31.4 + 2 * i})
             lines += [head | {key: a[key] for key in a if key != "broken"} for a in answered]
             if split == "validation" and name != "grpo":
-                row = {"after": name, "split": split} | decide(support, 0.5).to_json()
-                row["action"] = names[i + 1].partition("-")[0] if i + 1 < len(names) else "grpo"
-                decisions.append(row)
+                rounds = sum(other.startswith("sft") for other in names)
+                limits = Limits(i, rounds, "grpo" in names)
+                decisions.append({"after": name, "split": split} | decide(support, 0.5, limits).to_json())
     if "grpo" in names:
         lines.append({"stage": "grpo", "rollout": True, "step": 80, "completion": HOSTILE, "advantage": 0.5})
     results = {
@@ -515,6 +516,18 @@ def test_old_results_without_the_extras(fresh: Path) -> None:
     page = Page(write_report(fresh))
     assert "(not tested)" in page.text
     assert "What was decided" not in page.text
+
+
+def test_a_decision_against_the_rule_says_so(tmp_path: Path) -> None:
+    results = fake_run(tmp_path, n=24, skill={"base": -9.0, "sft": -9.0, "grpo": -9.0})
+    page = Page(write_report(tmp_path))
+    assert [(row["rule"], row["action"]) for row in results["decisions"]] == [("sft", "sft"), ("sft", "grpo")]
+    assert "Decision: SFT, as the rule asks" in page.text
+    assert "Decision: GRPO, though the rule asks for SFT" in page.text
+    assert "is used up (sft.max_rounds = 1) and GRPO begins with support still below" in page.text
+    results = fake_run(tmp_path, ("base",), n=24, overrides=OFF, skill={"base": -9.0})
+    page = Page(write_report(tmp_path))
+    assert "Decision: nothing more is trained, though the rule asks for SFT" in page.text
 
 
 # --- the words --------------------------------------------------------------------------------------------

@@ -139,14 +139,14 @@ class Job:
     # --- the story
     # ----------------------------------------------------------------------------------------------
     def go(self) -> None:
-        """base -> (SFT while support is weak) -> GRPO, each measured."""
+        """base -> (SFT while support is weak) -> GRPO, each measured; the decisions say what follows."""
         self.measured("base", 0)
         number = 0
-        while number < self.recipe.sft.max_rounds and self.action(number) == "sft":
+        while self.action(number) == "sft":
             number += 1
             self.trained("sft", number)
             self.measured("sft", number)
-        if self.recipe.grpo.enabled:
+        if self.action(number) == "grpo":
             self.trained("grpo", 1)
             self.measured("grpo", 1)
 
@@ -171,20 +171,16 @@ class Job:
         self.save()
 
     def decide(self, after: str, number: int, support: Any) -> None:
-        """Notes the rule's answer; when the rounds of SFT are used up, GRPO (if it runs) follows anyway."""
-        from lite_medrl.measure.support import decide
+        """Notes what the rule asks for and what the run does within the recipe's limits."""
+        from lite_medrl.measure.rule import Limits, decide
+        from lite_medrl.tools.report.words import decided
 
-        row = {"after": after, "split": "validation"} | decide(
-            support, self.recipe.diagnose.threshold
-        ).to_json()
-        used_up = number >= self.recipe.sft.max_rounds
-        if row["action"] == "sft" and used_up and self.recipe.grpo.enabled:
-            row["action"] = "grpo"
-            row["why"] += (
-                f" But sft.max_rounds = {self.recipe.sft.max_rounds} is used up, so GRPO follows anyway."
-            )
+        recipe = self.recipe
+        limits = Limits(number, recipe.sft.max_rounds, recipe.grpo.enabled)
+        decision = decide(support, recipe.diagnose.threshold, limits)
+        row = {"after": after, "split": "validation"} | decision.to_json()
         self.state.decisions.append(row)
-        say(f"{after}: {row['why']}")
+        say(f"decision after {after}: {decided(row)}. {row['why']}")
 
     def measure(self, stage: str, number: int, split: str) -> Any:
         """One diagnosis: asks, scores, appends the stage and its completions; returns the Support."""

@@ -11,7 +11,7 @@ from lite_medrl.tools.report.curves import Curve, curves
 from lite_medrl.tools.report.markup import Html, join, tag
 from lite_medrl.tools.report.run import Run
 from lite_medrl.tools.report.svg import Point, sign, style_of
-from lite_medrl.tools.report.words import NARROW, label, minus, percent
+from lite_medrl.tools.report.words import NARROW, decided, label, minus, percent
 
 Json = dict[str, Any]
 
@@ -24,7 +24,8 @@ def decisions_section(run: Run) -> Html | None:
         return None
     told = (
         "Decided on the validation split; the test split is only reported. Support below the threshold asks "
-        "for SFT, which brings answers within reach; at or above it GRPO sharpens what is there."
+        "for SFT, which brings answers within reach; at or above it GRPO sharpens what is there. The recipe "
+        "limits the rounds of SFT and may leave GRPO out, so the run cannot always do what the rule asks."
     )
     boxes = [*map(decision, rows), ending(run)]
     return join([tag("h2", "What was decided, and why"), tag("p", told), tag("ol", *boxes, class_="flow")])
@@ -36,17 +37,16 @@ def decision(row: Json) -> Html:
         "li",
         measured(row["after"]),
         gauge(row["after"], row["support"], row["threshold"]),
-        tag("p", tag("b", f"Decision: {label(row['action'])}")),
+        tag("p", tag("b", f"Decision: {decided(row)}")),
         tag("p", row["why"]),
     )
 
 
 def ending(run: Run) -> Html | None:
-    """The last box: the measurement after GRPO, or that GRPO is off."""
+    """The last box: the measurement after GRPO; None where the last decision says that the run ends."""
     last = run.test[-1]
     if last["stage"] != "grpo":
-        off = tag("p", "GRPO is off: the recipe has grpo.enabled = false.")
-        return None if run.recipe.grpo.enabled else tag("li", tag("p", tag("b", "End of the run")), off)
+        return None
     same = [
         row for row in run.results["stages"] if row["name"] == last["name"] and row["split"] == "validation"
     ]
