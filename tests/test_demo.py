@@ -375,6 +375,16 @@ def test_hostile_uploads_are_refused_by_name_only(desk: Any, tmp_path: Path) -> 
         assert str(tmp_path) not in html
 
 
+def test_a_bad_upload_is_named_without_our_own_words(comparison: Comparison, tmp_path: Path) -> None:
+    from lite_medrl.tools.demo_page import Desk
+
+    (tmp_path / "fake.png").write_text("no image")
+    *_, html = Desk(comparison, []).ask(str(tmp_path / "fake.png"), "q", "a\nb", None)
+    assert (
+        ">image fake.png: cannot be read as PNG, JPEG, WEBP, BMP, TIFF: cannot identify image file;" in html
+    )
+
+
 def test_the_image_box_fetches_no_address_and_opens_no_file(tmp_path: Path) -> None:
     import gradio as gr
 

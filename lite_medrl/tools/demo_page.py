@@ -22,6 +22,7 @@ from lite_medrl.types import LETTERS, DataError, ImageRef, Sample
 
 EXAMPLES, MAX_QUESTION, MAX_OPTION = 12, 600, 120
 HINT = "Pick an image of the test split, or drop in your own."
+ASKED = "asked"  # id of a visitor's own question
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -47,7 +48,8 @@ class Desk:
                 replies.append(reply)
                 yield cards.answered(stages, replies, sample)
         except DataError as error:
-            text = str(error).replace(str(path), Path(path).name if path else "")
+            text = str(error).removeprefix(f"sample {ASKED}: ")
+            text = text.replace(str(path), Path(path).name if path else "")
             yield join([tag("div", text, class_="lm-note", role="alert"), self.idle])
 
     def sample(self, path: str | None, question: str, options: str, place: int | None) -> Sample:
@@ -61,7 +63,7 @@ class Desk:
         if known and (known.question, known.options) == (question, lines):
             return known
         return Sample(
-            id="asked", images=(ImageRef(path),), question=question, options=lines, answer="", kind="asked",
+            id=ASKED, images=(ImageRef(path),), question=question, options=lines, answer="", kind="asked",
             modality="unknown", source="upload", licence="unknown", split="test",
         )  # fmt: skip
 
