@@ -164,12 +164,13 @@ def demo(args: argparse.Namespace, show: Show) -> None:
         threading.Event().wait()
 
 
-def data(args: argparse.Namespace, show: Show) -> None:
-    """List the data sources, or check one and count what is in it."""
+def data(args: argparse.Namespace, show: Show) -> int:
+    """List the data sources, or check every row and image of one and count what is in it."""
     from lite_medrl.tools import samples
 
     report = samples.inspect(args.source) if args.what == "inspect" else samples.catalogue()
     show(report, samples.describe(report))
+    return BAD_INPUT if report.get("faults") else 0
 
 
 def pool(args: argparse.Namespace, show: Show) -> None:
