@@ -139,10 +139,12 @@ def run(args: argparse.Namespace, show: Show) -> None:
         show(result, to_yaml(resolved).rstrip())
         return
     from lite_medrl.tools import pipeline
+    from lite_medrl.tools.invocation import command
 
     where = args.output_dir or Path("runs") / Path(args.recipe).stem
     results = pipeline.run(resolved, output_dir=where, overwrite=args.overwrite, resume=args.resume)
-    show(results, f"{table(results)}\nreport: {where / 'report.html'}\ntry it: lite-medrl demo {where}")
+    try_it = command("demo", where)
+    show(results, f"{table(results)}\nreport: {where / 'report.html'}\ntry it: {try_it}")
 
 
 def diagnose(args: argparse.Namespace, show: Show) -> None:
