@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from lite_medrl.cli import main
 from lite_medrl.measure.ask import ask
 from lite_medrl.model.generate import Sampling
 from lite_medrl.tools import pipeline
+from lite_medrl.tools.compare import Comparison
 from lite_medrl.train.grpo import GRPOTrainer
 
 STAGES = [(stage, split) for stage in ("base", "sft", "grpo") for split in ("validation", "test")]
@@ -132,7 +134,13 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, straight: Run) -> Run:
     assert {path.name for path in (folder / "adapters").iterdir()} == {"sft"}
     assert main(["run", str(straight.recipe), "-o", str(folder)]) == 2  # not without --resume
     assert main(["run", str(straight.recipe), "-o", str(folder), "--resume", "seed=6"]) == 2
-    assert main(["run", str(straight.recipe), "-o", str(folder), "--resume"]) == 0
+    half_way = Comparison.open(folder)
+    assert half_way.stages == ("base", "sft")
+    assert "Missing: GRPO, the report (results.json)." in half_way.notice
+    words = shlex.split(half_way.notice.partition("go on with: ")[2])
+    assert words[-5:] == ["run", f"{folder}/recipe.yaml", "--output_dir", str(folder), "--resume"]
+    assert main(words[-5:]) == 0
+    assert Comparison.open(folder).notice == ""
     return half
 
 
