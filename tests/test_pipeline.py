@@ -27,6 +27,7 @@ from lite_medrl.model.generate import Sampling
 from lite_medrl.tools import pipeline
 from lite_medrl.tools.compare import Comparison
 from lite_medrl.train.grpo import GRPOTrainer
+from lite_medrl.train.sft import SFTTrainer
 
 STAGES = [(stage, split) for stage in ("base", "sft", "grpo") for split in ("validation", "test")]
 TIMES = ("step_time_s", "tokens_per_s")
@@ -414,6 +415,58 @@ def test_drawing_keeps_file_order_and_is_the_same_each_time() -> None:
     assert drawn == [s for s in samples if s in drawn] == pipeline.draw(samples, 7, 0)
     assert drawn != pipeline.draw(samples, 7, 1)
     assert pipeline.draw(samples, None, 0) == pipeline.draw(samples, 99, 0) == samples
+
+
+# --- numbers that are not finite ---------------------------------------------------------------------------
+def nan_loss(self: Any, loss: torch.Tensor) -> torch.Tensor:
+    return loss * math.nan if self.state.global_step == 1 else loss
+
+
+def nan_gradient(self: Any, loss: torch.Tensor) -> torch.Tensor:
+    """A loss that is finite, with an infinite slope."""
+    if self.state.global_step != 1:
+        return loss
+    return loss + sum((p * 0).sum().sqrt() for p in self.model.parameters() if p.requires_grad)
+
+
+SPOILT = {
+    "loss in SFT": (SFTTrainer, nan_loss, [], "sft, step 2: loss is nan and grad_norm is nan; no adapter of"),
+    "gradient in SFT": (SFTTrainer, nan_gradient, [], "sft, step 2: grad_norm is nan; no adapter of"),
+    "gradient in GRPO": (
+        GRPOTrainer, nan_gradient, ["sft.max_rounds=0"], "grpo, step 2: grad_norm is nan; no adapter of",
+    ),
+    "weights, with no row that shows it": (
+        SFTTrainer, nan_gradient, ["sft.logging_steps=50"],
+        "sft, after its last step: 28 of its 28 trained tensors are not finite, first base_model.",
+    ),
+    "weights that GRPO would draw from": (
+        GRPOTrainer, nan_gradient, ["sft.max_rounds=0", "grpo.logging_steps=50"],
+        "grpo, after its last step: 28 of its 28 trained tensors are not finite, first base_model.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_stage_that_loses_its_numbers_ends_with_4_and_saves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    trainer, spoil, overrides, told = SPOILT[case]
+    real = trainer.compute_loss
+    monkeypatch.setattr(trainer, "compute_loss", lambda self, *a, **k: spoil(self, real(self, *a, **k)))
+    data = {"max_test_samples": 4, "max_validation_samples": 4, "max_train_samples": 8}
+    words = ["run", str(write(tmp_path, data=data)), *overrides, "-o", str(tmp_path / "run"), "--json"]
+    assert main(words) == 4
+    out, err = capfd.readouterr()
+    assert out == ""
+    (message,) = [line for line in err.splitlines() if line.startswith("lite-medrl: ")]
+    assert message.startswith(f"lite-medrl: numbers that are not finite: {told}")
+    assert message.endswith(" and begin again with --overwrite")
+    assert "Traceback" not in err
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names <= {"recipe.yaml", "progress.json", "completions.jsonl", "metrics.jsonl"}
+    for row in lines(tmp_path / "run" / "metrics.jsonl") if "metrics.jsonl" in names else []:
+        assert row["step"] == 1
+    assert json.loads((tmp_path / "run" / "progress.json").read_text())["done"] == ["measure base"]
 
 
 # --- bad input ----------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import pairwise
@@ -56,6 +57,7 @@ def run(
 
     Raises:
         RecipeError: the directory holds another run. DataError, ModelError: before anything is written.
+        FloatingPointError: a loss, a gradient or trained weights are not finite; that stage is not saved.
     """
     start = time.perf_counter()
     refuse_occupied(output_dir, overwrite=overwrite, resume=resume)
@@ -244,19 +246,18 @@ class Job:
                 load_adapter(self.model, adapter)
             return
         start, section = time.perf_counter(), getattr(self.recipe, stage)
-        with Bar(name, section.max_steps, "step") as bar:
+        work = self.folder / ".trainer"
+        with Bar(name, section.max_steps, "step") as bar, removed_at_last(work):
 
             def write(row: Json) -> None:
                 self.append("metrics.jsonl", [row])
                 bar.advance(row["step"] - bar.done, row)
 
-            train, work = self.sets["train"], self.folder / ".trainer"
-            common = (self.model, self.processor, train, self.recipe, self.policy)
+            common = (self.model, self.processor, self.sets["train"], self.recipe, self.policy)
             if stage == "sft":
                 run_sft(*common, number=number, folder=work, write=write)
             else:
                 self.append("completions.jsonl", run_grpo(*common, folder=work, write=write))
-        shutil.rmtree(self.folder / ".trainer", ignore_errors=True)
         save_adapter(self.model, self.processor, adapter)
         self.note(stage, time.perf_counter() - start)
         self.state.done.append(f"train {name}")
@@ -403,6 +404,15 @@ class Job:
     def save(self) -> None:
         """Puts down what is finished."""
         save_state(self.folder, self.state)
+
+
+@contextmanager
+def removed_at_last(folder: Path) -> Iterator[None]:
+    """Removes a folder afterwards, whatever happened."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def stage_name(stage: str, number: int) -> str:
