@@ -9,13 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lite_medrl.train.config import GRPOConfig, SFTConfig
     from lite_medrl.train.grpo import GRPOTrainer
     from lite_medrl.train.sft import SFTTrainer
 
 __version__ = "0.1.0"
-__all__ = ["GRPOTrainer", "SFTTrainer", "__version__"]
+__all__ = ["GRPOConfig", "GRPOTrainer", "SFTConfig", "SFTTrainer", "__version__"]
 
-_LAZY = {"GRPOTrainer": "lite_medrl.train.grpo", "SFTTrainer": "lite_medrl.train.sft"}
+_LAZY = {
+    "GRPOConfig": "lite_medrl.train.config",
+    "GRPOTrainer": "lite_medrl.train.grpo",
+    "SFTConfig": "lite_medrl.train.config",
+    "SFTTrainer": "lite_medrl.train.sft",
+}
 
 
 def __getattr__(name: str) -> Any:

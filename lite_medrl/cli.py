@@ -164,10 +164,12 @@ def run(args: argparse.Namespace, show: Show) -> None:
         show(result, to_yaml(resolved).rstrip())
         return
     from lite_medrl.tools import pipeline
+    from lite_medrl.tools.invocation import command
 
     where = args.output_dir or Path("runs") / Path(args.recipe).stem
     results = pipeline.run(resolved, output_dir=where, overwrite=args.overwrite, resume=args.resume)
-    show(results, f"{table(results)}\nreport: {where / 'report.html'}\ntry it: lite-medrl demo {where}")
+    try_it = command("demo", where)
+    show(results, f"{table(results)}\nreport: {where / 'report.html'}\ntry it: {try_it}")
 
 
 def diagnose(args: argparse.Namespace, show: Show) -> None:
@@ -189,12 +191,13 @@ def demo(args: argparse.Namespace, show: Show) -> None:
         threading.Event().wait()
 
 
-def data(args: argparse.Namespace, show: Show) -> None:
-    """List the data sources, or check one and count what is in it."""
+def data(args: argparse.Namespace, show: Show) -> int:
+    """List the data sources, or check every row and image of one and count what is in it."""
     from lite_medrl.tools import samples
 
     report = samples.inspect(args.source) if args.what == "inspect" else samples.catalogue()
     show(report, samples.describe(report))
+    return BAD_INPUT if report.get("faults") else 0
 
 
 def pool(args: argparse.Namespace, show: Show) -> None:
@@ -235,14 +238,22 @@ def bench_step(args: argparse.Namespace, show: Show) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The stages of results.json, one a line."""
+    """The stages of results.json, one a line, and what was decided after which."""
     lines = [f"{'stage':<8}{'split':<12}{'n':>5}  {'Acc@1 [95 %]':<22}{'support':>8}  format failures"]
     for row in results["stages"]:
         low, high = row["acc_at_1_ci95"]
         start = f"{row.get('name', row['stage']):<8}{row['split']:<12}{row['n']:>5}"
         accuracy = f"{row['acc_at_1']:.3f} [{low:.3f}, {high:.3f}]"
         lines.append(f"{start}  {accuracy:<22}{row['support']:>8.3f}  {row['format_failure_frac']:.1%}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(decision, results.get("decisions", []))])
+
+
+def decision(row: dict[str, Any]) -> str:
+    """One row of "decisions" in results.json as a line."""
+    from lite_medrl.tools.report.words import decided
+
+    support = f"support {row['support']:.3f} at K = {row['rule_k']}, threshold {row['threshold']:.3f}"
+    return f"after {row['after']}: {decided(row)} ({support})"
 
 
 @contextmanager

@@ -151,6 +151,12 @@ class Training(Section):
     """AdamW's decay of the LoRA weights."""
     logging_steps: int = Field(default=1, ge=1)
     """Steps between two rows of metrics.jsonl."""
+    prefix_tree: Literal["auto", "required", "off"] = "auto"
+    """Compute what rows share (image, prompt) once: where the model allows it, or else fail, or never."""
+    max_tree_tokens: int = Field(default=8192, ge=1)
+    """Tokens of one packed row, and of packed rows that go through the model together."""
+    group_by_image: bool = False
+    """Draw the questions about one image one after the other, so that a batch holds them together."""
 
 
 class SFT(Training):
@@ -208,6 +214,8 @@ class GRPO(Training):
     """Updates made from one batch of completions."""
     mask_truncated_completions: bool = False
     """Leave completions that hit max_completion_length out of the loss."""
+    resample_rounds: int = Field(default=0, ge=0)
+    """Rounds in which groups of equal rewards are replaced by fresh prompts; 0 leaves them out instead."""
     rewards: list[Reward] = Field(
         default=[Reward(name="accuracy", weight=1.0), Reward(name="format", weight=0.2)], min_length=1
     )
@@ -221,6 +229,15 @@ class GRPO(Training):
             fits = f"{size - size % group or group} or {size - size % group + group}"
             raise ValueError(f"does not divide grpo.per_device_train_batch_size ({size}); set that to {fits}")
         return group
+
+    @field_validator("resample_rounds")
+    @classmethod
+    def _groups_stand_alone(cls, rounds: int, info: ValidationInfo) -> int:
+        if rounds and info.data.get("scale_rewards") == "batch":
+            raise ValueError(
+                "cannot be used with grpo.scale_rewards = batch; take group or none, or leave it 0"
+            )
+        return rounds
 
     @field_validator("rewards")
     @classmethod

@@ -189,6 +189,13 @@ def test_results_as_a_table() -> None:
     assert row.split() == ["base", "test", "480", "0.400", "[0.355,", "0.446]", "0.123", "2.5%"]
 
 
+def test_decisions_stand_below_the_table() -> None:
+    row = {"after": "sft", "rule": "sft", "action": "grpo", "support": -0.05, "rule_k": 2, "threshold": 0.5}
+    assert table(RESULTS | {"decisions": [row]}).splitlines()[2:] == [
+        "after sft: GRPO, though the rule asks for SFT (support -0.050 at K = 2, threshold 0.500)"
+    ]
+
+
 def test_demo_serves_a_run_and_tells_its_address_as_json(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,14 +290,83 @@ def test_data_inspect_counts_and_shows_a_row(tmp_path: Path, capfd: pytest.Captu
     assert "3 questions about 1 images" in capfd.readouterr().out
 
 
-def test_data_inspect_refuses_a_broken_image(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_data_inspect_warns_of_a_split_that_a_run_would_miss(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = rows(tmp_path)
-    (tmp_path / "a.png").write_bytes(b"")
+    assert main(["data", "inspect", str(path)]) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == (
+        "warning: no question that can be used in split 'validation', which a run needs; give rows that "
+        "split, or name another in the recipe by data.validation_split"
+    )
+    assert main(["data", "inspect", str(path), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["missing_splits"], found["faults"]) == ({"data.validation_split": "validation"}, [])
+
+
+def test_data_inspect_tells_all_faults(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = rows(tmp_path)
+    (tmp_path / "b.png").write_bytes(b"no image")
+    good = json.loads(path.read_text().splitlines()[0])
+    made = [
+        good,
+        good | {"id": "q1", "answer": "oblique", "image": "gone.png"},
+        "",
+        "{'id': 1}",
+        good | {"id": "q0"},
+        good | {"id": "q5", "image": "b.png"},
+        good | {"id": "q6", "image": "b.png", "split": "test"},
+        {key: good[key] for key in good if key not in ("question", "image")}
+        | {"id": "q7", "options": ["axial"]},
+        good | {"id": "q8", "split": "validation"},
+    ]
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in made))
+    assert main(["data", "inspect", str(path)]) == 2
+    told = capfd.readouterr().out.splitlines()
+    heading = "8 faults in 8 rows; a run stops at the first that it meets:"
+    png = f"image {tmp_path}/b.png: cannot be read as PNG, JPEG, WEBP, BMP, TIFF: cannot identify image file"
+    lines = [
+        "2: gold answer 'oblique' is not among the options ['axial', 'coronal']; fix the row or drop it",
+        f"2: sample q1: image {tmp_path}/gone.png: no such file; check the path in the row",
+        "4: not JSON: Expecting property name enclosed in double quotes at column 2",
+        "5: id 'q0' stands in row 1 already; use unique ids",
+        f"6: sample q5: {png}; export it again (1 more row shows it)",
+        '8: "images" must be a list of file names (or "image" one name), got None',
+        "8: missing question; a row needs id, question, options, answer and images",
+        "8: options must be a list of 2 to 10 texts, got ['axial']",
+    ]
+    assert told[told.index(heading) + 1 :] == [f"  {path}:{line}" for line in lines]
+    assert told[0] == f"{path}: 2 questions about 1 images"
+    assert "  by split: train 1, validation 1" in told
+    assert [line.partition("'")[2] for line in told if line.startswith("warning")] == [
+        "test', which a run needs; give rows that split, or name another in the recipe by data.test_split"
+    ]
     assert main(["data", "inspect", str(path), "--json"]) == 2
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert "q0" in err
-    assert "a.png" in err
+    found = json.loads(capfd.readouterr().out)
+    assert [f"{fault['row']}: {fault['what']}" for fault in found["faults"]] == lines
+    assert [fault["id"] for fault in found["faults"]] == ["q1", "q1", None, "q0", "q5", "q7", "q7", "q7"]
+    assert (found["rows"], found["questions"]) == (8, 2)
+
+
+def test_data_inspect_prints_twenty_faults_and_counts_the_rest(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = rows(tmp_path)
+    path.write_text("[]\n" * 33)
+    assert main(["data", "inspect", str(path)]) == 2
+    told = capfd.readouterr().out.splitlines()
+    assert "33 faults in 33 rows; a run stops at the first that it meets:" in told
+    assert told[-2:] == [f"  {path}:20: expected an object, got list", "  and 13 more; --json lists all"]
+    assert main(["data", "inspect", str(path), "--json"]) == 2
+    assert len(json.loads(capfd.readouterr().out)["faults"]) == 33
+    path.write_text("\n")
+    assert main(["data", "inspect", str(path)]) == 2
+    assert (
+        capfd.readouterr().out.splitlines()[-1]
+        == f"  {path}: the data set is empty; it needs at least one row"
+    )
+    assert main(["data", "inspect", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl: no such file" in capfd.readouterr().err
 
 
 def test_data_list_knows_the_embedded_set(capfd: pytest.CaptureFixture[str]) -> None:

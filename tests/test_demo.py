@@ -28,6 +28,7 @@ from lite_medrl.data.answers import parse
 from lite_medrl.recipe import load_recipe
 from lite_medrl.tools import cards, demo
 from lite_medrl.tools.compare import Comparison, Reply, in_turn, spread
+from lite_medrl.tools.invocation import command
 from lite_medrl.types import DataError, ImageRef, ModelError, RecipeError, Sample
 
 REPO = Path(__file__).parents[1]
@@ -104,13 +105,21 @@ def comparison(run_dir: Path) -> Comparison:
     return Comparison.open(run_dir)
 
 
-def copy_of(run: Path, folder: Path, *stages: str) -> Path:
-    """A run folder with some of the adapters only."""
+def copy_of(run: Path, folder: Path, *stages: str, recipe: str = "") -> Path:
+    """The folder of a run that was stopped once these stages were measured."""
     (folder / "adapters").mkdir(parents=True)
-    (folder / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text((run / "recipe.yaml").read_text() + recipe)
+    done = ["measure base", *(f"{what} {stage}" for stage in stages for what in ("train", "measure"))]
+    decisions = [{"after": "base", "action": "sft"}] if "sft" in stages else []
+    measured = [row for row in RESULTS["stages"] if row["name"] in ("base", *stages)]
+    write_progress(folder, done=done, decisions=decisions, stages=measured)
     for stage in stages:
         (folder / "adapters" / stage).symlink_to(run / "adapters" / stage, target_is_directory=True)
     return folder
+
+
+def write_progress(folder: Path, **state: Any) -> None:
+    (folder / "progress.json").write_text(json.dumps(state))
 
 
 def sample(**changes: Any) -> Sample:
@@ -132,11 +141,11 @@ def test_adapters_of_another_base_are_refused(run_dir: Path, tmp_path: Path) -> 
 
     run = copy_of(run_dir, tmp_path / "run", "sft")
     model = load(load_recipe(run / "recipe.yaml").recipe.model.model_name_or_path).model
-    (run / "progress.json").write_text(json.dumps({"base": fingerprint(model)}))
+    write_progress(run, base=fingerprint(model))
     assert Comparison.open(run).stages == ("base", "sft")
     with torch.no_grad():
         next(p for p in model.parameters() if p.is_floating_point()).view(-1)[0] += 1
-    (run / "progress.json").write_text(json.dumps({"base": fingerprint(model)}))
+    write_progress(run, base=fingerprint(model))
     with pytest.raises(ModelError, match=r"belong to another version of .*run it again"):
         Comparison.open(run)
 
@@ -187,10 +196,86 @@ def test_without_a_gold_answer_nothing_is_right_or_wrong(comparison: Comparison)
 def test_a_run_without_grpo_has_two_stages_and_says_so(run_dir: Path, tmp_path: Path) -> None:
     from lite_medrl.tools import demo_page as page
 
-    comparison = Comparison.open(copy_of(run_dir, tmp_path / "run", "sft"))
+    run = copy_of(run_dir, tmp_path / "run", "sft", recipe="grpo: {enabled: false}\n")
+    (run / "results.json").write_text(json.dumps({"stages": RESULTS["stages"][:4]}))
+    comparison = Comparison.open(run)
     assert comparison.stages == ("base", "sft")
+    assert comparison.notice == ""
     assert "This run has no GRPO stage." in page.header(comparison)
-    assert page.scores(tmp_path / "run") is None
+    assert "not finished" not in page.header(comparison)
+    assert page.scores(tmp_path) is None
+
+
+def test_a_run_that_was_stopped_shows_what_is_there_and_says_what_is_missing(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lite_medrl.tools import demo_page as page
+
+    run = copy_of(run_dir, tmp_path / "run", "sft")
+    monkeypatch.setattr(sys, "argv", ["/opt/venv/bin/python", "demo"])
+    again = command("run", run / "recipe.yaml", "--output_dir", run, "--resume")
+    told = f"{run} is not finished. Missing: GRPO, the report (results.json). "
+    told += f"Unless it is still running, go on with: {again}"
+    comparison = Comparison.open(run)
+    assert (comparison.stages, comparison.notice) == (("base", "sft"), told)
+    html = page.header(comparison)
+    assert f'<div class="lm-banner" role="note">{told}</div>' in html
+    assert "This run so far has no GRPO stage." in html
+    assert "SFT <b>72.0\u202f%</b>" in html  # measured before it was stopped
+    with demo.serve(comparison):
+        assert told in capsys.readouterr().err
+
+
+def test_what_is_missing_of_a_run(run_dir: Path, tmp_path: Path) -> None:
+    from lite_medrl.tools.unfinished import notice
+
+    recipe = load_recipe(run_dir / "recipe.yaml").recipe
+    sft = {"after": "base", "action": "sft"}
+    report = "the report (results.json)"
+    cases: list[tuple[list[str], list[Any], str]] = [
+        ([], [], f"the measurement of Base, GRPO, {report}"),
+        (["measure base"], [sft], f"SFT, GRPO, {report}"),
+        (["measure base", "train sft"], [sft], f"the measurement of SFT, GRPO, {report}"),
+        (
+            ["measure base", "train sft", "measure sft"],
+            [sft, sft | {"after": "sft"}],
+            f"SFT 2, GRPO, {report}",
+        ),
+        (["measure base", "train grpo", "measure grpo"], [sft | {"action": "grpo"}], report),
+    ]
+    for i, (done, decisions, missing) in enumerate(cases):
+        run = tmp_path / str(i)
+        for stage in ("sft", "grpo"):
+            (run / "adapters" / stage).mkdir(parents=True)
+        write_progress(run, done=done, decisions=decisions)
+        assert f"Missing: {missing}. Unless" in notice(run, recipe)
+    (run / "results.json").write_text("{}")
+    assert notice(run, recipe) == ""
+    (run / "adapters" / "grpo").rmdir()
+    again = command("run", run / "recipe.yaml", "--output_dir", run, "--overwrite")
+    assert notice(run, recipe) == f"{run} has lost its adapter of GRPO. Make the run again with: {again}"
+
+
+def test_a_run_without_a_finished_stage_is_refused(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy_of(run_dir, tmp_path / "run")
+    assert Comparison.open(run).stages == ("base",)
+    write_progress(run, done=[])
+    capsys.readouterr()
+    for words in ([], ["--json"]):
+        assert main(["demo", str(run), *words]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith(
+            f"lite-medrl: RUN: no stage of it can be shown yet: {run} is not finished. Missing: "
+        )
+        assert err.endswith(f"run {run}/recipe.yaml --output_dir {run} --resume\n")
+    (run / "progress.json").unlink()
+    assert main(["demo", str(run)]) == 2
+    assert (
+        "has no results.json and no progress.json: it cannot go on, run it again." in capsys.readouterr().err
+    )
 
 
 def test_no_run_no_demo(tmp_path: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -373,6 +458,16 @@ def test_hostile_uploads_are_refused_by_name_only(desk: Any, tmp_path: Path) -> 
         assert words in html
         assert f"{name}.png" in html
         assert str(tmp_path) not in html
+
+
+def test_a_bad_upload_is_named_without_our_own_words(comparison: Comparison, tmp_path: Path) -> None:
+    from lite_medrl.tools.demo_page import Desk
+
+    (tmp_path / "fake.png").write_text("no image")
+    *_, html = Desk(comparison, []).ask(str(tmp_path / "fake.png"), "q", "a\nb", None)
+    assert (
+        ">image fake.png: cannot be read as PNG, JPEG, WEBP, BMP, TIFF: cannot identify image file;" in html
+    )
 
 
 def test_the_image_box_fetches_no_address_and_opens_no_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from lite_medrl.data.prompts import messages
 from lite_medrl.model.encode import check_left_padded, encode_prompts, grey, stop_ids, wording
 from lite_medrl.sections import Prompt
-from lite_medrl.types import DataError
+from lite_medrl.types import DataError, ImageRef
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +96,12 @@ def test_end_tokens_are_the_tokenizers_and_the_models(processor: Any) -> None:
         model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=declared))
         assert stop_ids(processor, model) == sorted([end, *more])
     assert stop_ids(processor) == [end]
+
+
+def test_an_image_that_cannot_be_read_is_named_with_its_sample(processor: Any, tmp_path: Path) -> None:
+    path = tmp_path / "lost.png"
+    path.write_bytes(b"no image")
+    bad = replace(tiny.samples()[1], id="q7", images=(ImageRef(str(path)),))
+    with pytest.raises(DataError, match=rf"^sample q7: image {path}: cannot be read as PNG") as caught:
+        encode_prompts(processor, [tiny.samples()[0], bad])
+    assert "BytesIO" not in str(caught.value)

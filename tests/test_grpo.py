@@ -19,8 +19,9 @@ from trl import GRPOTrainer as TRLGRPOTrainer
 
 from lite_medrl.model.encode import encode_prompts
 from lite_medrl.train import grpo as module
+from lite_medrl.train.batches import number_groups, split_rows
 from lite_medrl.train.columns import to_dataset
-from lite_medrl.train.grpo import GRPOTrainer, number_groups, split_rows, take_rows
+from lite_medrl.train.grpo import GRPOTrainer
 from lite_medrl.train.rewards import accuracy_reward, format_reward
 
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"]
@@ -55,6 +56,11 @@ def rows(trainer: Any, groups: int = 3, size: int = G) -> list[dict[str, Any]]:
     return [trainer.train_dataset[i] for i in range(groups) for _ in range(size)]
 
 
+def pixels_of(batch: dict[str, Any]) -> torch.Tensor:
+    """Pixel values of every row."""
+    return torch.cat([batch["images_G"][g]["pixel_values"] for g in batch["group_ids"].tolist()])
+
+
 def plain_logps(
     model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, *,
     pixel_values: torch.Tensor, temperature: float, **ignored: Any,
@@ -81,7 +87,8 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> tuple[GRPOTrainer, dict[
     trainer.model.train()
     batch = number_groups(trainer._generate_and_score_completions(rows(trainer, 4)), G)
     tiny.in_fp64(trainer.model)
-    batch["pixel_values"] = batch["pixel_values"].double()
+    batch["images_G"] = [{"pixel_values": one["pixel_values"].double()} for one in batch["images_G"]]
+    batch["pixel_values"] = torch.cat([one["pixel_values"] for one in batch["images_G"] for _ in range(G)])
     generator = torch.Generator().manual_seed(0)
     advantage = torch.randn(4 * G, generator=generator, dtype=torch.float64)
     advantage[2], advantage[G : 2 * G] = 0.0, 0.0
@@ -370,7 +377,7 @@ def run(
             logps.append(
                 plain_logps(
                     self.accelerator.unwrap_model(model), ids, mask, inputs["completion_ids"].shape[1],
-                    pixel_values=inputs["pixel_values"], temperature=self.temperature,
+                    pixel_values=pixels_of(inputs), temperature=self.temperature,
                 )[0]
             )  # fmt: skip
         return real_loss(self, model, inputs, *args, **kwargs)
@@ -397,7 +404,7 @@ def test_groups_stay_whole_over_accumulation_and_several_steps_a_generation(
     for batch in batches:
         assert len(batch["prompt_ids"]) == G
         assert (batch["prompt_ids"] == batch["prompt_ids"][0]).all()
-        assert (batch["pixel_values"] == batch["pixel_values"][0]).all()
+        assert set(batch) & {"pixel_values", "num_images"} == set()  # once a group, in images_G
         assert len(set(batch["group_ids"].tolist())) == 1
         assert abs(float(batch["advantages"].sum())) < 1e-4
     assert [int(b["group_ids"][0]) for b in batches] == [0, 1, 2, 3, 0, 1]
@@ -441,7 +448,7 @@ def test_the_reference_is_a_frozen_copy_of_the_adapter_that_training_starts_from
         expected, _, _ = plain_logps(
             reference, torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
             torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1), batch["completion_ids"].shape[1],
-            pixel_values=batch["pixel_values"], temperature=trainer.temperature,
+            pixel_values=pixels_of(batch), temperature=trainer.temperature,
         )  # fmt: skip
         mask = batch["completion_mask"].bool()
         torch.testing.assert_close(batch["ref_per_token_logps"][mask], expected[mask], rtol=1e-4, atol=1e-5)
@@ -517,34 +524,3 @@ def test_evaluation_draws_its_own_number_of_completions(
 def unpadded(inputs: dict[str, torch.Tensor]) -> list[list[int]]:
     rows_and_masks = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
     return [ids[mask].tolist() for ids, mask in rows_and_masks]
-
-
-# --- rows ---------------------------------------------------------------------------------------------------
-def test_rows_of_qwen_style_batches_take_their_patches_along() -> None:
-    grid = torch.tensor([[1, 1, 2], [1, 2, 2], [1, 1, 3], [1, 1, 1]])
-    batch = {
-        "prompt_ids": torch.arange(3)[:, None], "advantages": torch.tensor([0.0, 1.0, 2.0]), "num_images": [2,
-        1, 1],
-        "image_grid_thw": grid, "pixel_values": torch.arange(10.0)[:, None],
-        "num_items_in_batch": torch.tensor(3),
-    }  # fmt: skip
-    taken = take_rows(batch, torch.tensor([2, 0]))
-    assert taken["prompt_ids"].tolist() == [[2], [0]]
-    assert taken["advantages"].tolist() == [2.0, 0.0]
-    assert taken["num_images"] == [1, 2]
-    assert taken["image_grid_thw"].tolist() == grid[[3, 0, 1]].tolist()
-    assert taken["pixel_values"].flatten().tolist() == [9, 0, 1, 2, 3, 4, 5]
-    assert int(taken["num_items_in_batch"]) == 3
-    parts = split_rows(batch, 3)
-    assert [p["pixel_values"].flatten().tolist() for p in parts] == [[0, 1, 2, 3, 4, 5], [6, 7, 8], [9]]
-    with pytest.raises(NotImplementedError, match=r"tiled \(num_tiles\)"):
-        take_rows(batch | {"num_tiles": [1, 1, 1]}, torch.tensor([0]))
-
-
-def test_rows_with_several_images_each() -> None:
-    batch = {
-        "prompt_ids": torch.arange(2)[:, None], "num_images": [2, 1],
-        "pixel_values": torch.tensor([[1.0], [2.0], [3.0]]), "image_sizes": torch.tensor([[4], [5], [6]]),
-    }  # fmt: skip
-    assert take_rows(batch, torch.tensor([1]))["pixel_values"].tolist() == [[3.0]]
-    assert take_rows(batch, torch.tensor([0]))["image_sizes"].tolist() == [[4], [5]]

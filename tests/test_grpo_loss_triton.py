@@ -25,6 +25,8 @@ from medrl_kernels import grpo_loss, grpo_loss_triton, reference
 from medrl_kernels.configs import ARCHITECTURES
 from medrl_kernels.dispatch import CLIPPED_LOSSES, IMPORTANCE_SAMPLING_MODES, LOSS_TYPES
 
+# NumPy's, in the interpreter: the kernels let NaN and Inf through on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
 BLOCK = grpo_loss_triton.BLOCK
 LEVELS = ("token", "sequence")
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-7}
@@ -229,11 +231,37 @@ def test_at_the_bounds_themselves(loss_type: str, level: str) -> None:
 def test_what_is_not_a_number_goes_where_the_reference_lets_it(
     loss_type: str, name: str, value: float
 ) -> None:
-    every = OPTIONS["all"] | {"loss_type": loss_type}
+    # Without its power of w, VESPO's weight is far from the 0 that it is where w is not a number.
+    every = OPTIONS["all"] | {"loss_type": loss_type, "vespo_k_pos": 0.0, "vespo_k_neg": 0.0}
     for level, beta in (("token", 0.0), ("sequence", 0.1)):
         call = packed([3, 2])
         call[name][1] = value
         assert_same(call, every | {"importance_sampling_level": level, "beta": beta})
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loss_type", ONE_OF_EACH_FAMILY)
+def test_ratios_beyond_fp32(loss_type: str, level: str) -> None:
+    """e^100 is infinite and times an advantage of 0 not a number; e^-200 is 0."""
+    call = packed([1] * 6 + [3])
+    call["old_logp_N"] = call["logp_N"] - torch.tensor([100.0, 100, 100, -200, -200, -200, 100, 0, -100])
+    call["advantage_B"] = torch.tensor([1.0, 0, -1, 1, 0, -1, 0])
+    assert_same(call, {"loss_type": loss_type, "importance_sampling_level": level})
+
+
+@pytest.mark.parametrize("lengths", [[0, 2, 0, 1], [0, 2 * BLOCK + 1, 0]], ids=str)
+def test_extremes_leave_out_completions_without_tokens(
+    lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second kind of batch is cut into parts, of which each has a share of what is clipped."""
+    allow_programs(monkeypatch, 16)
+    for ratio, advantage, name in ((0.5, -1.0, "clip_ratio/low_min"), (2.0, 1.0, "clip_ratio/high_max")):
+        call = packed(lengths) | {"advantage_B": torch.full((len(lengths),), advantage)}
+        call["old_logp_N"] = call["logp_N"] - math.log(ratio)
+        call["old_logp_N"][-1] = call["logp_N"][-1]
+        assert_same(call, {})
+        call["old_logp_N"] = call["logp_N"] - math.log(ratio)
+        assert float(kernel(**call).metrics[name]) == 1
 
 
 @pytest.mark.parametrize("mode", IMPORTANCE_SAMPLING_MODES)
@@ -258,6 +286,7 @@ def test_sizes_around_a_block(level: str, lengths: list[int], monkeypatch: pytes
     call = packed(lengths, spread=0.05)
     for loss_type, option in (("grpo", "plain"), ("dapo", "beta, corrected, delta"), ("vespo", "beta")):
         options = {"loss_type": loss_type, "importance_sampling_level": level} | OPTIONS[option]
+        options |= {"epsilon": 0.02, "epsilon_high": 0.03}
         assert_same(call, options, rtol=5e-5)
     options = {"loss_type": "cispo", "importance_sampling_level": level, "epsilon_high": 1.02}
     assert_same(of_token(call), options, rtol=5e-5)

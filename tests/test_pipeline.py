@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -24,7 +25,9 @@ from lite_medrl.cli import main
 from lite_medrl.measure.ask import ask
 from lite_medrl.model.generate import Sampling
 from lite_medrl.tools import pipeline
+from lite_medrl.tools.compare import Comparison
 from lite_medrl.train.grpo import GRPOTrainer
+from lite_medrl.train.sft import SFTTrainer
 
 STAGES = [(stage, split) for stage in ("base", "sft", "grpo") for split in ("validation", "test")]
 TIMES = ("step_time_s", "tokens_per_s")
@@ -132,7 +135,13 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, straight: Run) -> Run:
     assert {path.name for path in (folder / "adapters").iterdir()} == {"sft"}
     assert main(["run", str(straight.recipe), "-o", str(folder)]) == 2  # not without --resume
     assert main(["run", str(straight.recipe), "-o", str(folder), "--resume", "seed=6"]) == 2
-    assert main(["run", str(straight.recipe), "-o", str(folder), "--resume"]) == 0
+    half_way = Comparison.open(folder)
+    assert half_way.stages == ("base", "sft")
+    assert "Missing: GRPO, the report (results.json)." in half_way.notice
+    words = shlex.split(half_way.notice.partition("go on with: ")[2])
+    assert words[-5:] == ["run", f"{folder}/recipe.yaml", "--output_dir", str(folder), "--resume"]
+    assert main(words[-5:]) == 0
+    assert Comparison.open(folder).notice == ""
     return half
 
 
@@ -213,9 +222,10 @@ def test_decisions_baselines_and_tests(straight: Run) -> None:
     assert (first["after"], first["split"], first["action"]) == ("base", "validation", "sft")
     assert first["support"] == stages["base", "validation"]["support"] < first["threshold"] == 0.98
     assert first["rule_k"] == stages["base", "validation"]["rule_k"]
-    assert (second["after"], second["action"]) == ("sft", "grpo")
-    if second["support"] < 0.98:
-        assert "sft.max_rounds = 1 is used up" in second["why"]
+    assert first["rule"] == "sft"
+    assert second["support"] < 0.98
+    assert (second["after"], second["rule"], second["action"]) == ("sft", "sft", "grpo")
+    assert "so the rule asks for SFT again, but the recipe's one round of SFT is used up" in second["why"]
     test = tiny.samples("test")
     train = [s.answer for s in tiny.samples()]
     commonest = [max(s.options, key=train.count) == s.answer for s in test]
@@ -370,13 +380,18 @@ def small(tmp_path: Path, *overrides: str) -> Run:
     return Run(tmp_path / "run", path)
 
 
-def test_two_rounds_of_sft_and_no_grpo(tmp_path: Path) -> None:
+def test_two_rounds_of_sft_and_no_grpo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = small(tmp_path, "diagnose.threshold=0.999", "sft.max_rounds=2", "grpo.enabled=false")
     results = run.results
     assert [s["name"] for s in results["stages"] if s["split"] == "test"] == ["base", "sft", "sft-2"]
-    assert [(d["after"], d["action"]) for d in results["decisions"]] == [
-        ("base", "sft"), ("sft", "sft"), ("sft-2", "sft"),
+    assert [(d["after"], d["rule"], d["action"]) for d in results["decisions"]] == [
+        ("base", "sft", "sft"), ("sft", "sft", "sft"), ("sft-2", "sft", "stop"),
     ]  # fmt: skip
+    told = capfd.readouterr()
+    support = f"support {results['decisions'][2]['support']:.3f} at K = "
+    assert f"after sft-2: nothing more is trained, though the rule asks for SFT ({support}" in told.out
+    assert "decision after sft-2: nothing more is trained, though the rule asks for SFT. Support" in told.err
+    assert "decision after base: SFT, as the rule asks. Support above chance is" in told.err
     assert [(r["stage"], r["round"]) for r in run.metrics] == [("sft", 1), ("sft", 2)]
     assert run.metrics[0]["loss"] != run.metrics[1]["loss"]
     assert set(results["tests"]) == {"sft_vs_base", "sft-2_vs_sft", "sft-2_vs_base"}
@@ -400,6 +415,58 @@ def test_drawing_keeps_file_order_and_is_the_same_each_time() -> None:
     assert drawn == [s for s in samples if s in drawn] == pipeline.draw(samples, 7, 0)
     assert drawn != pipeline.draw(samples, 7, 1)
     assert pipeline.draw(samples, None, 0) == pipeline.draw(samples, 99, 0) == samples
+
+
+# --- numbers that are not finite ---------------------------------------------------------------------------
+def nan_loss(self: Any, loss: torch.Tensor) -> torch.Tensor:
+    return loss * math.nan if self.state.global_step == 1 else loss
+
+
+def nan_gradient(self: Any, loss: torch.Tensor) -> torch.Tensor:
+    """A loss that is finite, with an infinite slope."""
+    if self.state.global_step != 1:
+        return loss
+    return loss + sum((p * 0).sum().sqrt() for p in self.model.parameters() if p.requires_grad)
+
+
+SPOILT = {
+    "loss in SFT": (SFTTrainer, nan_loss, [], "sft, step 2: loss is nan and grad_norm is nan; no adapter of"),
+    "gradient in SFT": (SFTTrainer, nan_gradient, [], "sft, step 2: grad_norm is nan; no adapter of"),
+    "gradient in GRPO": (
+        GRPOTrainer, nan_gradient, ["sft.max_rounds=0"], "grpo, step 2: grad_norm is nan; no adapter of",
+    ),
+    "weights, with no row that shows it": (
+        SFTTrainer, nan_gradient, ["sft.logging_steps=50"],
+        "sft, after its last step: 28 of its 28 trained tensors are not finite, first base_model.",
+    ),
+    "weights that GRPO would draw from": (
+        GRPOTrainer, nan_gradient, ["sft.max_rounds=0", "grpo.logging_steps=50"],
+        "grpo, after its last step: 28 of its 28 trained tensors are not finite, first base_model.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_stage_that_loses_its_numbers_ends_with_4_and_saves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    trainer, spoil, overrides, told = SPOILT[case]
+    real = trainer.compute_loss
+    monkeypatch.setattr(trainer, "compute_loss", lambda self, *a, **k: spoil(self, real(self, *a, **k)))
+    data = {"max_test_samples": 4, "max_validation_samples": 4, "max_train_samples": 8}
+    words = ["run", str(write(tmp_path, data=data)), *overrides, "-o", str(tmp_path / "run"), "--json"]
+    assert main(words) == 4
+    out, err = capfd.readouterr()
+    assert out == ""
+    (message,) = [line for line in err.splitlines() if line.startswith("lite-medrl: ")]
+    assert message.startswith(f"lite-medrl: numbers that are not finite: {told}")
+    assert message.endswith(" and begin again with --overwrite")
+    assert "Traceback" not in err
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names <= {"recipe.yaml", "progress.json", "completions.jsonl", "metrics.jsonl"}
+    for row in lines(tmp_path / "run" / "metrics.jsonl") if "metrics.jsonl" in names else []:
+        assert row["step"] == 1
+    assert json.loads((tmp_path / "run" / "progress.json").read_text())["done"] == ["measure base"]
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
@@ -536,8 +603,9 @@ def test_diagnose_measures_and_trains_nothing(
     results = json.loads(capfd.readouterr().out)
     assert [(s["stage"], s["split"]) for s in results["stages"]] == [("base", "validation"), ("base", "test")]
     (decision,) = results["decisions"]
-    assert decision["action"] == straight.results["decisions"][0]["action"]
-    assert "used up" not in decision["why"]
+    assert decision["rule"] == straight.results["decisions"][0]["rule"] == "sft"
+    assert decision["action"] == "stop"
+    assert "the recipe has none (sft.max_rounds = 0) and GRPO is off" in decision["why"]
     for ours, whole in zip(results["stages"], straight.results["stages"], strict=False):
         assert ours["pass_at_k"] == whole["pass_at_k"]
     assert not (folder / "adapters").exists()

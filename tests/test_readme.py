@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
+import pytest
+
+from lite_medrl.cli import main, parse
 from lite_medrl.measure.pool import markdown
+from lite_medrl.recipe import load_recipe
 
 REPO = Path(__file__).parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -32,3 +37,34 @@ def test_links_lead_somewhere() -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         if not link.startswith("http"):
             assert (REPO / link).exists(), link
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def test_commands_can_be_read() -> None:
+    lines = [line for block in blocks("bash") for line in block.splitlines() if "lite-medrl" in line]
+    lines += re.findall(r"`(\.venv/bin/lite-medrl .*?)`", README)
+    verbs = []
+    for line in lines:
+        program, *words = shlex.split(line, comments=True)
+        assert program == ".venv/bin/lite-medrl"
+        if words == ["--help"]:
+            continue
+        verbs.append(parse(words).verb.__name__)
+    assert set(verbs) == {"run", "data", "diagnose", "demo"}
+    for flag in ("--resume", "--overwrite"):
+        assert f"* `{flag}`" in README
+        parse(["run", "examples/quickstart.yaml", flag])
+
+
+def test_its_recipe_and_its_row_can_be_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text(*blocks("yaml"))
+    recipe = load_recipe(tmp_path / "mine.yaml").recipe
+    assert (recipe.data.source, recipe.grpo.max_steps) == ("my.jsonl", 200)
+    (tmp_path / "my.jsonl").write_text(*blocks("json"))
+    assert main(["data", "inspect", str(tmp_path / "my.jsonl"), "--json"]) == 2
+    (fault,) = json.loads(capfd.readouterr().out)["faults"]
+    assert "scan1.png: no such file" in fault["what"]

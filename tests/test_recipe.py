@@ -109,6 +109,10 @@ def test_unknown_key_names_its_place_and_the_nearest(
         ),
         ("grpo: {num_generations: 6}", ["num_generations = 6", "does not divide", "(8)", "6 or 12"]),
         (
+            "grpo: {scale_rewards: batch, resample_rounds: 2}",
+            ["grpo.resample_rounds = 2", "scale_rewards = batch", "group or none"],
+        ),
+        (
             "grpo:\n  per_device_train_batch_size: 12",
             ["mine.yaml:1", "num_generations = 8 (the default)", "(12)", "8 or 16"],
         ),

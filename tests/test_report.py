@@ -22,13 +22,15 @@ import pytest
 
 from lite_medrl.data.answers import parse
 from lite_medrl.data.sources import load_samples
+from lite_medrl.measure.rule import Limits, decide
 from lite_medrl.measure.statistics import bootstrap_ci, mcnemar
-from lite_medrl.measure.support import decide, diagnose, majority_baseline
+from lite_medrl.measure.support import diagnose, majority_baseline
 from lite_medrl.recipe import load_recipe, to_yaml
 from lite_medrl.tools.report import figures, write_report
 from lite_medrl.tools.report.curves import smooth, step_ticks, thin
 from lite_medrl.tools.report.gallery import cases as cases_of
 from lite_medrl.tools.report.gallery import choose, outcome
+from lite_medrl.tools.report.gauge import axis
 from lite_medrl.tools.report.headline import paragraph, verdict
 from lite_medrl.tools.report.markup import Html, tag
 from lite_medrl.tools.report.run import Run, read_run
@@ -69,9 +71,9 @@ def fake_run(
             stages.append(head | support.to_json() | {"seconds": 31.4 + 2 * i})
             lines += [head | {key: a[key] for key in a if key != "broken"} for a in answered]
             if split == "validation" and name != "grpo":
-                row = {"after": name, "split": split} | decide(support, 0.5).to_json()
-                row["action"] = names[i + 1].partition("-")[0] if i + 1 < len(names) else "grpo"
-                decisions.append(row)
+                rounds = sum(other.startswith("sft") for other in names)
+                limits = Limits(i, rounds, "grpo" in names)
+                decisions.append({"after": name, "split": split} | decide(support, 0.5, limits).to_json())
     if "grpo" in names:
         lines.append({"stage": "grpo", "rollout": True, "step": 80, "completion": HOSTILE, "advantage": 0.5})
     results = {
@@ -515,6 +517,63 @@ def test_old_results_without_the_extras(fresh: Path) -> None:
     page = Page(write_report(fresh))
     assert "(not tested)" in page.text
     assert "What was decided" not in page.text
+
+
+def test_a_decision_against_the_rule_says_so(tmp_path: Path) -> None:
+    results = fake_run(tmp_path, n=24, skill={"base": -9.0, "sft": -9.0, "grpo": -9.0})
+    page = Page(write_report(tmp_path))
+    assert [(row["rule"], row["action"]) for row in results["decisions"]] == [("sft", "sft"), ("sft", "grpo")]
+    assert "Decision: SFT, as the rule asks" in page.text
+    assert "Decision: GRPO, though the rule asks for SFT" in page.text
+    assert "is used up (sft.max_rounds = 1) and GRPO begins with support still below" in page.text
+    results = fake_run(tmp_path, ("base",), n=24, overrides=OFF, skill={"base": -9.0})
+    page = Page(write_report(tmp_path))
+    assert "Decision: nothing more is trained, though the rule asks for SFT" in page.text
+
+
+def places(page: Page, kind: str) -> list[tuple[float, float]]:
+    """(left, right) of every line or bar of the gauges, in percent of the width."""
+    found = []
+    for mark in page.of("i", kind):
+        style = dict(part.split(":") for part in (mark["style"] or "").split(";"))
+        left, width = (float(style.get(key, "0%").rstrip("%")) for key in ("left", "width"))
+        found.append((left, left + width))
+    return found
+
+
+def test_gauges_show_support_below_guessing_in_full(fresh: Path) -> None:
+    """One axis from -1.5 to 1: guessing at 60 %, the threshold of 0.5 at 80 %."""
+    results = json.loads((fresh / "results.json").read_text())
+    support = {"base": (-1.2, [-1.3, -1.05]), "sft": (-0.25, [-0.5, 0.05]), "grpo": (0.75, [0.5, 0.9])}
+    for row in results["stages"]:
+        row["support"], row["support_ci95"] = support[row["name"]]
+    for row in results["decisions"]:
+        row["support"] = support[row["after"]][0]
+    (fresh / "results.json").write_text(json.dumps(results))
+    page = Page(write_report(fresh))
+    assert places(page, "fill") == [(12, 60), (50, 60), (60, 90)]
+    assert places(page, "ci") == [(8, 18), (40, 62), (80, 96)]
+    assert places(page, "zero") == [(60, 60)] * 3
+    assert places(page, "mark") == [(80, 80)] * 2
+    minus = "\u2212"
+    said = f"support {minus}1.20 (95\u202f% interval {minus}1.30 to {minus}1.05), below guessing"
+    assert said in page.text
+    assert page.of("div", "gauge")[0]["aria-label"] == (
+        f"{said}; 0 is guessing; threshold 0.50; axis from {minus}1.5 to 1"
+    )
+    assert "support 0.75 (95\u202f% interval 0.50 to 0.90)" in page.text
+    assert [page.words.count(word) for word in (f"{minus}1.5", "guessing", "threshold 0.50")] == [3, 3 + 2, 2]
+
+
+def test_an_axis_holds_0_1_and_the_lowest_value() -> None:
+    assert [axis(values).low for values in ([], [0.3], [-0.01], [-0.5], [-1.12, 0.4])] == [
+        0,
+        0,
+        -0.5,
+        -0.5,
+        -1.5,
+    ]
+    assert (axis([-1.0]).at(-1.0), axis([-1.0]).at(0.0), axis([-1.0]).at(1.0)) == (0, 50, 100)
 
 
 # --- the words --------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def test_loss_gradient_and_entropy(tmp_path: Path, items: int | None) -> None:
         torch.testing.assert_close(grad, grads[name], rtol=1e-4, atol=1e-6)
     assert trainer._metrics["train"]["entropy"] == [pytest.approx(float(entropy.mean()), rel=1e-5)]
     assert trainer._metrics["train"]["num_tokens"] == [int(batch["attention_mask"].sum())]
-    scored, _ = trained_logps(trainer.model, batch)
+    scored, _, _ = trained_logps(trainer.model, batch)
     torch.testing.assert_close(scored, logp, rtol=1e-5, atol=1e-6)
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import replace
 from fractions import Fraction
 from math import comb
 
 import numpy as np
 import pytest
 
+from lite_medrl.measure.rule import decide
 from lite_medrl.measure.statistics import bootstrap_ci
 from lite_medrl.measure.support import (
     Support,
     chance_pass_at_k,
     corrected_support,
-    decide,
     diagnose,
     majority_baseline,
     pass_at_k,
@@ -175,7 +174,7 @@ def test_diagnose_where_the_chance_line_is_one() -> None:
     found = diagnose([True], [4], 4, [1], format_failure_Q=[0], kind_Q=["a"], modality_Q=["b"], ks=(2, 4))
     assert (found.rule_k, found.support, found.support_ci95, found.gap) == (2, 0.0, (0.0, 0.0), 0.0)
     decision = decide(found, 0.5)
-    assert decision.action == "sft"
+    assert decision.rule == "sft"
     assert "No K keeps the chance line under 0.70" in decision.why
 
 
@@ -203,34 +202,6 @@ def test_diagnose_bad_input() -> None:
     ):
         with pytest.raises(ValueError, match="needs"):
             diagnose(*args, **keys)
-
-
-def test_decide_follows_the_corrected_support() -> None:
-    found = replace(example(), support=0.6, support_ci95=(0.55, 0.65))
-    grpo, sft = decide(found, 0.6), decide(found, 0.601)
-    assert (grpo.action, sft.action) == ("grpo", "sft")
-    assert grpo.to_json() == {
-        "action": "grpo",
-        "why": grpo.why,
-        "support": 0.6,
-        "threshold": 0.6,
-        "rule_k": 2,
-    }
-    for threshold in (0.0, 1.0, float("nan")):
-        with pytest.raises(ValueError, match="between 0 and 1"):
-            decide(found, threshold)
-
-
-def test_the_reason_names_what_decided_and_what_to_doubt() -> None:
-    found = replace(example(), support=0.25, support_ci95=(0.2, 0.3), pass_at_k={1: 0.4, 2: 0.61, 4: 0.75})
-    assert decide(found, 0.5).why == (
-        "Support above chance is 0.250 at K = 2, below the threshold of 0.500 "
-        "(Pass@2 0.610, chance line 0.516). "
-        "Sampling seldom finds the right answer, so bridge by SFT and measure again. "
-        "Left out, as guessing alone reaches 0.70 or more there: K = 4."
-    )
-    assert "interval, 0.200 to 0.300, holds the threshold" in decide(found, 0.22).why
-    assert "so sharpen by GRPO" in decide(found, 0.22).why
 
 
 def asked(kind: str, options: tuple[str, ...], answer: str) -> Sample:

@@ -20,7 +20,8 @@ import trl
 from packaging.version import Version
 from trl import GRPOConfig, SFTConfig
 
-from lite_medrl.train.grpo import IMAGE_KEYS, ONLY, ONLY_IN_OUR_GENERATOR, GRPOTrainer
+from lite_medrl.train.batches import COUNT_KEYS, IMAGE_KEYS, TOKEN_KEYS
+from lite_medrl.train.grpo import ONLY, ONLY_IN_OUR_GENERATOR, GRPOTrainer
 from lite_medrl.train.sft import ONLY as ONLY_IN_SFT
 from lite_medrl.train.sft import SFTTrainer
 
@@ -103,7 +104,7 @@ def tree_of(thing: Any) -> ast.AST:
 
 @pytest.mark.parametrize("ours", OURS.values(), ids=lambda c: c.__name__)
 def test_every_attribute_that_we_read_is_set_by_trl_or_transformers(ours: type) -> None:
-    read = names_of_self(tree_of(ours), ast.Load)
+    read = names_of_self(tree_of(ours), ast.Load) - names_of_self(tree_of(ours.__init__), ast.Store)
     parents = [c for c in ours.__mro__[1:] if c.__module__.startswith(("trl.", "transformers."))]
     there = set(dir(ours)).union(*(names_of_self(tree_of(c), ast.Store) for c in parents))
     assert len(read) > 5
@@ -118,7 +119,7 @@ def test_every_key_that_we_read_is_in_trls_batches() -> None:
     wanted = {
         "prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "num_items_in_batch",
         "old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps", "num_images", "tool_mask",
-        *IMAGE_KEYS,
+        *IMAGE_KEYS, *COUNT_KEYS, *TOKEN_KEYS,
     }  # fmt: skip
     assert wanted <= keys, moved(f"the keys of a rollout: {sorted(wanted - keys)} are gone")
     assert 'adapter_name="ref" if "ref" in model.peft_config' in source, moved(

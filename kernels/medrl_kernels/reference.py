@@ -12,15 +12,17 @@ natural logs.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from medrl_kernels.dispatch import IGNORE_INDEX, WINDOW_LOSSES, check_grouped_logp, check_grpo_loss
@@ -138,27 +140,60 @@ def chunk_logp(
     shape: LogitShape,
     with_entropy: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy of a chunk's targets, (K,) each; the entropy is empty if not asked for.
+    """Log-probability and entropy of a chunk's targets, (K,) each; the entropy is empty if not asked for."""
+    logit_UV = head_logits(hidden_UD, weight_VD, bias_V, shape)
+    found = LogpOfLogits.apply(logit_UV, target_K, source_K, with_entropy)
+    assert isinstance(found, tuple)
+    return found
+
+
+class LogpOfLogits(torch.autograd.Function):
+    """Log-probability and entropy (K,) of targets under rows of logits (U, V), which it overwrites.
 
     The largest logit z* stays out of the sum: logsumexp = z* + log1p(r), r = sum of exp(z - z*) over the
     others. Only a probability above 1/2 could cancel; then the target is z* itself, and logp = -log1p(r) and
-    its gradient, which never see z* - z*, keep their digits.
+    its gradient r / (1 + r), which never see z* - z*, keep their digits. The gradient is written out because
+    autograd's own passes five times over (U, V): d logp / dz_j = [j = target] - p_j and
+    dH / dz_j = -p_j (log p_j + H), with p_j = exp(z_j - z*) / (1 + r).
     """
-    logit_UV = head_logits(hidden_UD, weight_VD, bias_V, shape)
-    top_U1 = logit_UV.argmax(1, keepdim=True)
-    peak_U1 = logit_UV.gather(1, top_U1)
-    below_UV = (logit_UV - peak_U1).scatter_(1, top_U1, -math.inf)
-    rest_UV = below_UV.exp()
-    rest_U = rest_UV.sum(1)
-    zero_U = (peak_U1 - peak_U1).detach().squeeze(1)  # NaN, so that it shows, where a logit is infinite
-    tail_U = rest_U.log1p() + zero_U
-    gap_K = logit_UV[source_K, target_K] - peak_U1[source_K, 0]
-    logp_K = gap_K.masked_fill(target_K == top_U1[source_K, 0], 0.0) - tail_U[source_K]
-    if not with_entropy:
-        return logp_K, logp_K.new_empty(0)
-    # The clamp makes 0 * -inf (the top logit, a token that a bias of -inf forbids) the 0 that it stands for.
-    drop_U = (rest_UV * below_UV.clamp(min=EXP_IS_ZERO)).sum(1)
-    return logp_K, (tail_U - drop_U / (1 + rest_U))[source_K]
+
+    @staticmethod
+    def forward(
+        ctx: Any, logit_UV: Tensor, target_K: Tensor, source_K: Tensor, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        peak_U1, top_U1 = logit_UV.max(1, keepdim=True)
+        gap_K = logit_UV[source_K, target_K] - peak_U1[source_K, 0]
+        below_UV = logit_UV.sub_(peak_U1).scatter_(1, top_U1, -math.inf)
+        rest_UV = below_UV.exp() if with_entropy else below_UV.exp_()
+        rest_U = rest_UV.sum(1)
+        zero_U = (peak_U1 - peak_U1).squeeze(1)  # NaN, so that it shows, where a logit is infinite
+        tail_U = rest_U.log1p() + zero_U
+        is_top_K = target_K == top_U1[source_K, 0]
+        logp_K = gap_K.masked_fill(is_top_K, 0.0) - tail_U[source_K]
+        entropy_U = tail_U
+        if with_entropy:
+            # The clamp makes 0 * -inf (the top logit, a token that a bias of -inf forbids) the 0 that it is.
+            drop_U = torch.einsum("uv,uv->u", rest_UV, below_UV.clamp_(min=EXP_IS_ZERO))
+            entropy_U = tail_U - drop_U / (1 + rest_U)
+        ctx.save_for_backward(rest_UV, rest_U, tail_U, entropy_U, top_U1, target_K, source_K, is_top_K)
+        return logp_K, entropy_U[source_K] if with_entropy else logp_K.new_empty(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_K: Tensor, entropy_grad_K: Tensor | None) -> tuple[Tensor, None, None, None]:
+        rest_UV, rest_U, tail_U, entropy_U, top_U1, target_K, source_K, is_top_K = ctx.saved_tensors
+        grad_U = torch.zeros_like(rest_U).index_add(0, source_K, grad_K)
+        out_UV = rest_UV * (-grad_U / (1 + rest_U) + 0 * tail_U)[:, None]
+        top_K = torch.where(is_top_K, rest_U[source_K], rest_U.new_tensor(-1.0)) / (1 + rest_U[source_K])
+        top_U = torch.zeros_like(rest_U).index_add(0, source_K, grad_K * top_K)
+        if entropy_grad_K is not None and entropy_grad_K.numel() and bool((entropy_grad_K != 0).any()):
+            scale_U = torch.zeros_like(rest_U).index_add(0, source_K, entropy_grad_K) / (1 + rest_U)
+            log_p_UV = rest_UV.log().clamp_(min=EXP_IS_ZERO).sub_(tail_U[:, None])
+            out_UV -= rest_UV * scale_U[:, None] * (log_p_UV + entropy_U[:, None])
+            top_U -= scale_U * (entropy_U - tail_U)
+        out_UV.scatter_(1, top_U1, top_U[:, None])
+        others_K = grad_K.masked_fill(is_top_K, 0.0)
+        return out_UV.index_put_((source_K, target_K), others_K, accumulate=True), None, None, None
 
 
 def recomputed_chunk(*args: object) -> tuple[Tensor, Tensor]:
@@ -221,22 +256,23 @@ def grpo_loss(
     batch = pack(call)
     ratio = importance_ratio(batch, importance_sampling_level)
     rollout = rollout_weight(batch, call) if importance_sampling_correction else None
-    loss_N, metrics = policy_loss(batch, ratio, rollout, call)
+    loss_X, metrics = policy_loss(batch, ratio, rollout, call)
     if off_policy_mask_threshold is not None:
-        loss_N = loss_N * on_policy_mask(batch, off_policy_mask_threshold)
+        loss_X = loss_X.of_tokens(loss_X.token_N * on_policy_mask(batch, off_policy_mask_threshold))
     acting_N = torch.ones_like(batch.old_N)
     if batch.entropy_N is not None and top_entropy_quantile < 1:
         acting_N = high_entropy_mask(batch.entropy_N, top_entropy_quantile).to(acting_N)
-        loss_N = loss_N * acting_N
+        loss_X = loss_X.of_tokens(loss_X.token_N * acting_N)
     if rollout is not None:
         metrics |= rollout_metrics(batch, rollout)
-        loss_N = loss_N if loss_type == "vespo" else loss_N * rollout.token_N
+        if loss_type != "vespo":
+            loss_X = loss_X.of_tokens(loss_X.token_N * rollout.token_N)
     if batch.ref_N is not None and beta != 0:
         kl_N = k3(batch.logp_N, batch.ref_N) * (ratio.token_N if use_bias_correction_kl else 1)
         metrics["kl"] = mean_or_zero(kl_N)
-        loss_N = loss_N + beta * kl_N
+        loss_X = loss_X.of_tokens(loss_X.token_N + beta * kl_N)
 
-    loss = reduce_loss(loss_N, batch.packing, call)
+    loss = reduce_loss(loss_X, batch.packing, call)
     if batch.entropy_N is not None:
         metrics["entropy"] = mean_or_zero(batch.entropy_N)
     if batch.entropy_N is not None and entropy_coef != 0:
@@ -247,12 +283,22 @@ def grpo_loss(
     return GRPOLoss(loss, metrics)
 
 
-class Leveled(NamedTuple):
+@dataclass(frozen=True)
+class Leveled:
     """A value on the level it is given for (B completions or N tokens), and spread over the tokens."""
 
     own_X: Tensor
-    token_N: Tensor
+    owner_N: Tensor
     per_completion: bool
+
+    @functools.cached_property
+    def token_N(self) -> Tensor:
+        """The value of each token; spread only once it is asked for."""
+        return self.own_X.index_select(0, self.owner_N) if self.per_completion else self.own_X
+
+    def of_tokens(self, x_N: Tensor) -> Leveled:
+        """Another value, one a token."""
+        return Leveled(x_N, self.owner_N, per_completion=False)
 
 
 @dataclass(frozen=True)
@@ -270,10 +316,17 @@ class Packing:
         """Mean over each completion's tokens, (B,); 0 where there are none."""
         return self.sum(x_N) / self.length_B.clamp(min=1)
 
+    def total(self, x: Leveled) -> Tensor:
+        """Sum over all tokens."""
+        return (x.own_X * self.length_B).sum() if x.per_completion else x.own_X.sum()
+
+    def means(self, x: Leveled) -> Tensor:
+        """Mean over each completion's tokens, (B,); 0 where there are none."""
+        return x.own_X * (self.length_B > 0) if x.per_completion else self.mean(x.own_X)
+
     def level(self, x_X: Tensor, per_completion: bool) -> Leveled:
         """The value with its spread over the tokens."""
-        token_N = x_X.index_select(0, self.owner_N) if per_completion else x_X
-        return Leveled(x_X, token_N, per_completion)
+        return Leveled(x_X, self.owner_N, per_completion)
 
 
 class Batch(NamedTuple):
@@ -327,24 +380,29 @@ def rollout_weight(batch: Batch, call: SimpleNamespace) -> Leveled:
 
 def policy_loss(
     batch: Batch, ratio: Leveled, rollout: Leveled | None, call: SimpleNamespace
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of every token (N,) before masks, rollout weights and KL, and the loss type's own metrics."""
+) -> tuple[Leveled, dict[str, Tensor]]:
+    """The loss before masks, rollout weights and KL, and the loss type's own metrics."""
     advantage = batch.advantage
     high = call.epsilon if call.epsilon_high is None else call.epsilon_high
     if call.loss_type == "cispo":
         loss_N = cispo_loss(ratio.token_N, advantage.token_N, batch.logp_N, high)
-        ratio_X, advantage_X = flag_level(ratio, advantage)
-        return loss_N, {"cispo_clip_ratio": mean_or_zero((ratio_X > high) & (advantage_X > 0))}
+        ratio_X, advantage_X = common_level(ratio, advantage)
+        return ratio.of_tokens(loss_N), {
+            "cispo_clip_ratio": mean_or_zero((ratio_X > high) & (advantage_X > 0))
+        }
+    ratio_X, advantage_X = common_level(ratio, advantage)
+    per_completion = ratio.per_completion and advantage.per_completion
     if call.loss_type == "sapo":
         temperatures = (call.sapo_temperature_pos, call.sapo_temperature_neg)
-        return sapo_loss(ratio.token_N, advantage.token_N, *temperatures), {}
+        loss_X = sapo_loss(ratio_X, advantage_X, *temperatures)
+        return batch.packing.level(loss_X, per_completion), {}
     if call.loss_type == "vespo":
         phi = vespo_phi(batch, rollout, call)
-        return -phi.token_N * advantage.token_N * batch.logp_N, {
-            "vespo/phi_seq_mean": mean_or_zero(phi.own_X)
-        }
-    loss_N = clipped_loss(ratio.token_N, advantage.token_N, call.epsilon, high, call.delta)
-    return loss_N, clip_metrics(batch.packing, ratio, advantage, call.epsilon, high, call.delta)
+        loss_N = -phi.token_N * advantage.token_N * batch.logp_N
+        return phi.of_tokens(loss_N), {"vespo/phi_seq_mean": mean_or_zero(phi.own_X)}
+    loss_X = clipped_loss(ratio_X, advantage_X, call.epsilon, high, call.delta)
+    metrics = clip_metrics(batch.packing, ratio, advantage, call.epsilon, high, call.delta)
+    return batch.packing.level(loss_X, per_completion), metrics
 
 
 def clipped_loss(
@@ -404,20 +462,21 @@ def k3(logp_N: Tensor, ref_N: Tensor) -> Tensor:
     return gap_N.exp() - gap_N - 1
 
 
-def reduce_loss(loss_N: Tensor, packing: Packing, call: SimpleNamespace) -> Tensor:
+def reduce_loss(loss: Leveled, packing: Packing, call: SimpleNamespace) -> Tensor:
     """One number from the token losses, each loss type with its own divisor (table in kernels/README.md)."""
     completions, steps = len(packing.length_B), call.gradient_accumulation_steps
+    tokens = len(packing.owner_N)
     if call.loss_type in WINDOW_LOSSES:
-        items = len(loss_N) if call.num_items_in_batch is None else call.num_items_in_batch
+        items = tokens if call.num_items_in_batch is None else call.num_items_in_batch
         window = torch.as_tensor(items).to(packing.length_B).clamp(min=1) / call.num_processes
-        return loss_N.sum() / (window * steps / call.steps_per_generation)
+        return packing.total(loss) / (window * steps / call.steps_per_generation)
     if call.loss_type == "bnpo":
-        return loss_N.sum() / max(len(loss_N), 1) / steps
+        return packing.total(loss) / max(tokens, 1) / steps
     if call.loss_type == "dr_grpo":
-        return loss_N.sum() / (completions * call.max_completion_length) / steps
+        return packing.total(loss) / (completions * call.max_completion_length) / steps
     if call.loss_type == "luspo":
-        return loss_N.sum() / completions / steps
-    return packing.mean(loss_N).mean() / steps  # grpo, sapo
+        return packing.total(loss) / completions / steps
+    return packing.means(loss).mean() / steps  # grpo, sapo
 
 
 def choose(condition_X: Tensor, yes: float, no: float, *, like: Tensor) -> Tensor:
@@ -431,12 +490,11 @@ def mean_or_zero(x: Tensor) -> Tensor:
     return x.sum() / max(x.numel(), 1)
 
 
-def flag_level(ratio: Leveled, advantage: Leveled) -> tuple[Tensor, Tensor]:
-    """Ratio and advantage where TRL counts clipped ones: completions (B,) if both are given so, else
-    tokens."""
+def common_level(ratio: Leveled, advantage: Leveled) -> tuple[Tensor, Tensor]:
+    """Ratio and advantage where TRL clips and counts: completions (B,) if both are given so, else tokens."""
     if ratio.per_completion and advantage.per_completion:
-        return ratio.own_X.detach(), advantage.own_X
-    return ratio.token_N.detach(), advantage.token_N
+        return ratio.own_X, advantage.own_X
+    return ratio.token_N, advantage.token_N
 
 
 def clip_metrics(
@@ -448,7 +506,8 @@ def clip_metrics(
     delta: float | None,
 ) -> dict[str, Tensor]:
     """TRL's five clip ratios; like TRL's, they look at the ratio after `delta`."""
-    ratio_X, advantage_X = flag_level(ratio, advantage)
+    ratio_X, advantage_X = common_level(ratio, advantage)
+    ratio_X = ratio_X.detach()
     ratio_X = ratio_X if delta is None else ratio_X.clamp(max=delta)
     low_X = ((ratio_X < 1 - epsilon) & (advantage_X < 0)).to(ratio_X)
     high_X = ((ratio_X > 1 + epsilon_high) & (advantage_X > 0)).to(ratio_X)

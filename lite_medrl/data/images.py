@@ -7,7 +7,9 @@ EXIF tag, then no metadata kept.
 from __future__ import annotations
 
 import io
+import re
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from lite_medrl.types import DataError, ImageRef
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 100_000_000
+UNNAMED = re.compile(r"\s*<_io\.BytesIO[^>]*>")  # what Pillow calls the file: it sees bytes only
 
 
 def load_image(ref: ImageRef) -> Image.Image:
@@ -39,7 +42,7 @@ def read_bytes(ref: ImageRef) -> bytes:
         return Path(ref.path).read_bytes()
     except (FileNotFoundError, KeyError, IsADirectoryError) as error:
         raise DataError(f"image {ref}: no such file; check the path in the row") from error
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"image {ref}: {error}; copy or download the archive again") from error
     except OSError as error:
         why = error.strerror or type(error).__name__
@@ -77,6 +80,7 @@ def decode(data: bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DataError(f"image {name}: over {MAX_PIXELS // 10**6} megapixels; shrink it") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        why = UNNAMED.sub("", str(error))
         raise DataError(
-            f"image {name}: cannot be read as {', '.join(FORMATS)}: {error}; export it again"
+            f"image {name}: cannot be read as {', '.join(FORMATS)}: {why}; export it again"
         ) from error

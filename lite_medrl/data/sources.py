@@ -59,14 +59,8 @@ def jsonl_samples(path: Path) -> list[Sample]:
     """Rows {id, image | images, question, options, answer, ...}; image paths are relative to the file."""
     samples = []
     for n, row in numbered_rows(path):
-        names = row.get("images", row.get("image"))
-        names = [names] if isinstance(names, str) else names
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise DataError(
-                f'{path}:{n}: "images" must be a list of file names (or "image" one name), got {names!r}'
-            )
-        row["images"] = [ImageRef(str(path.parent / name)) for name in names]
-        samples.append(sample_of(row, f"{path}:{n}"))
+        refuse(image_faults(row), f"{path}:{n}")
+        samples.append(sample_of(row | {"images": refs_of(row, path)}, f"{path}:{n}"))
     return checked(samples, str(path))
 
 
@@ -76,54 +70,98 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def numbered_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Every row with the number of its line; a newline alone ends one: JSON may hold U+2028 or U+0085."""
+    """Every row with the number of its line."""
+    rows = []
+    for n, line in numbered_lines(path):
+        try:
+            rows.append((n, object_of(line)))
+        except DataError as error:
+            raise DataError(f"{path}:{n}: {error}") from error
+    return rows
+
+
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """Every line that holds something; a newline alone ends one: JSON may hold U+2028 or U+0085."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; give 'embedded' or the path of a .jsonl file")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    rows = []
-    for n, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{n}: not JSON: {error.msg} at column {error.colno}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{n}: expected an object, got {type(row).__name__}")
-        rows.append((n, row))
-    return rows
+    return [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def object_of(line: str) -> dict[str, Any]:
+    """The JSON object on a line; DataError, without its place, where there is none."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"not JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"expected an object, got {type(row).__name__}")
+    return row
+
+
+def image_names(row: dict[str, Any]) -> Any:
+    """What stands under "images" or "image", one name as a list."""
+    names = row.get("images", row.get("image"))
+    return [names] if isinstance(names, str) else names
+
+
+def refs_of(row: dict[str, Any], path: Path) -> list[ImageRef]:
+    """The images of a row without `image_faults`; their paths are relative to the file."""
+    return [ImageRef(str(path.parent / name)) for name in image_names(row)]
+
+
+def image_faults(row: dict[str, Any]) -> list[str]:
+    """What is wrong with the names of a row's images; nothing is opened."""
+    names = image_names(row)
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+        return []
+    return [f'"images" must be a list of file names (or "image" one name), got {names!r}']
+
+
+def faults_of(row: dict[str, Any]) -> list[str]:
+    """All that is wrong with a row but for its images: what came, what to do."""
+    found = []
+    if missing := [key for key in REQUIRED if key not in row]:
+        found.append(f"missing {', '.join(missing)}; a row needs {', '.join(REQUIRED)} and images")
+    options = row.get("options", [])
+    if "options" in row and not (isinstance(options, list) and 2 <= len(options) <= len(LETTERS)):
+        return [*found, f"options must be a list of 2 to {len(LETTERS)} texts, got {options!r}"]
+    options = [str(option) for option in options]
+    answer = gold(row, options)
+    if options and "answer" in row and answer not in options:
+        found.append(f"gold answer {answer!r} is not among the options {options}; fix the row or drop it")
+    if len(set(options)) != len(options):
+        found.append(f"an option stands twice in {options}; drop one")
+    return found
+
+
+def gold(row: dict[str, Any], options: list[str]) -> str:
+    """The gold answer's text: that of the option whose letter it is, unless an option reads so itself."""
+    answer = str(row.get("answer"))
+    is_letter = answer not in options and answer in list(LETTERS[: len(options)])
+    return options[LETTERS.index(answer)] if is_letter else answer
+
+
+def refuse(faults: Sequence[str], where: str) -> None:
+    """DataError for the first of the faults; nothing where there is none."""
+    if faults:
+        raise DataError(f"{where}: {faults[0]}")
 
 
 def sample_of(row: dict[str, Any], where: str) -> Sample:
     """A Sample from a row that already has its ImageRefs."""
-    missing = [key for key in REQUIRED if key not in row]
-    if missing:
-        raise DataError(
-            f"{where}: missing {', '.join(missing)}; a row needs {', '.join(REQUIRED)} and images"
-        )
-    options = row["options"]
-    if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS):
-        raise DataError(f"{where}: options must be a list of 2 to {len(LETTERS)} texts, got {options!r}")
-    options = [str(option) for option in options]
-    answer = str(row["answer"])
-    if answer not in options and answer in list(LETTERS[: len(options)]):
-        answer = options[LETTERS.index(answer)]
-    if answer not in options:
-        raise DataError(
-            f"{where}: gold answer {answer!r} is not among the options {options}; fix the row or drop it"
-        )
-    if len(set(options)) != len(options):
-        raise DataError(f"{where}: an option stands twice in {options}; drop one")
+    refuse(faults_of(row), where)
+    options = [str(option) for option in row["options"]]
     text = {key: str(row.get(key, "unknown")) for key in ("kind", "modality", "source", "licence")}
     return Sample(
         id=str(row["id"]),
         images=tuple(row["images"]),
         question=str(row["question"]),
         options=tuple(options),
-        answer=answer,
+        answer=gold(row, options),
         split=str(row.get("split", "train")),
         reasoning=row.get("reasoning"),
         subject=row.get("subject"),

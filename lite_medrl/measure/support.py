@@ -1,4 +1,4 @@
-"""Is the right answer within the model's reach? Acc@1 against Pass@K, and what to train next.
+"""Is the right answer within the model's reach? Acc@1 against Pass@K, above what guessing reaches.
 
 Support is Pass@K, the chance that at least one of K sampled answers is right. Sharpening (RL) raises Acc@1
 towards it, bridging (SFT) raises support itself (arXiv 2603.01301). Two things differ
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -49,21 +49,6 @@ class Support:
         for name in ("pass_at_k", "pass_at_k_ci95", "chance_pass_at_k"):
             fields[name] = {str(k): _plain(value) for k, value in fields[name].items()}
         return {name: _plain(value) for name, value in fields.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What to train next: "sft" bridges support (then measure again), "grpo" sharpens; `why` in words."""
-
-    action: Literal["sft", "grpo"]
-    why: str
-    support: float
-    threshold: float
-    rule_k: int
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as a dict, ready for a row of "decisions" in results.json."""
-        return asdict(self)
 
 
 def pass_at_k(num_correct_Q: ArrayLike, num_samples: ArrayLike, k: int) -> np.ndarray:
@@ -163,17 +148,6 @@ def diagnose(
     )
 
 
-def decide(support: Support, threshold: float) -> Decision:
-    """The rule of arXiv 2603.01301: GRPO where corrected support reaches the threshold, else SFT.
-
-    Raises ValueError for a threshold outside (0, 1).
-    """
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
-    action: Literal["sft", "grpo"] = "grpo" if support.support >= threshold else "sft"
-    return Decision(action, _why(support, threshold, action), support.support, threshold, support.rule_k)
-
-
 def majority_baseline(train_samples: Sequence[Sample], test_samples: Sequence[Sample]) -> np.ndarray:
     """Which test items the commonest answer gets right, without a look at the image: bool [Q].
 
@@ -219,34 +193,3 @@ def _accuracy_by(label_Q: Sequence[str], greedy: np.ndarray) -> dict[str, dict[s
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _why(support: Support, threshold: float, action: str) -> str:
-    """The decision for a reader who has not read the paper: the comparison, what follows, what to doubt."""
-    k, (low, high) = support.rule_k, support.support_ci95
-    side, then = (
-        ("at or above", "Sampling often finds the right answer, so sharpen by GRPO.")
-        if action == "grpo"
-        else ("below", "Sampling seldom finds the right answer, so bridge by SFT and measure again.")
-    )
-    parts = [
-        f"Support above chance is {support.support:.3f} at K = {k}, {side} the threshold of {threshold:.3f} "
-        f"(Pass@{k} {support.pass_at_k[k]:.3f}, chance line {support.chance_pass_at_k[k]:.3f}).",
-        then,
-    ]
-    if low < threshold <= high:
-        interval = f"{low:.3f} to {high:.3f}"
-        parts.append(f"The 95 % interval, {interval}, holds the threshold: other questions may differ.")
-    return " ".join([*parts, *_about_k(support)])
-
-
-def _about_k(support: Support) -> list[str]:
-    limit, chance = support.max_chance, support.chance_pass_at_k[support.rule_k]
-    if chance >= limit:
-        return [
-            f"No K keeps the chance line under {limit:.2f}, so the smallest is used: take the value as noisy."
-        ]
-    larger = [str(k) for k in support.pass_at_k if k > support.rule_k]
-    if not larger:
-        return []
-    return [f"Left out, as guessing alone reaches {limit:.2f} or more there: K = {', '.join(larger)}."]

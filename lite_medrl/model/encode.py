@@ -31,8 +31,11 @@ def encode_prompts(
     Returns:
         input_ids and attention_mask int64 [P, L] (left padded) and what the processor adds, such as
         pixel_values.
+
+    Raises:
+        DataError: an image that cannot be used, or a prompt without its image tokens; it names the sample.
     """
-    images = [[grey(load_image(ref)) if blank else load_image(ref) for ref in s.images] for s in samples]
+    images = [[grey(image) if blank else image for image in images_of(s)] for s in samples]
     texts = [
         processor.apply_chat_template(messages(s, instruction, system), add_generation_prompt=True)
         for s in samples
@@ -46,6 +49,14 @@ def wording(prompt: Prompt) -> dict[str, Any]:
     """How a recipe puts a question: `instruction` and `system`, as keyword arguments."""
     instruction = INSTRUCTION if prompt.instruction is None else prompt.instruction
     return {"instruction": instruction, "system": prompt.system}
+
+
+def images_of(sample: Sample) -> list[Image.Image]:
+    """A sample's images in RGB; DataError names the sample and the file whose image cannot be used."""
+    try:
+        return [load_image(ref) for ref in sample.images]
+    except DataError as error:
+        raise DataError(f"sample {sample.id}: {error}") from error
 
 
 def grey(image: Image.Image) -> Image.Image:

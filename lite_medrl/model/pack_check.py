@@ -9,7 +9,6 @@ Letters: N trained tokens, S source states, D hidden, L tokens of one row.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,10 +18,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lite_medrl.model.packed import Plan, States, base_of, in_order, packed_states
+from lite_medrl.model.packed import Plan, States, base_of, in_order, packed_states, token_types
 from lite_medrl.model.prefix_tree import PrefixTree
 from lite_medrl.model.prompt_images import Images
-from lite_medrl.model.tree_mask import ATTENTION, device_of
+from lite_medrl.model.tree_mask import ATTENTION, device_of, mask_dtype
 from lite_medrl.types import ModelError
 from medrl_kernels import grouped_logp
 
@@ -96,13 +95,19 @@ def packable_plan(model: Any, make: Callable[[], Plan], *, required: bool = Fals
     return None if reason else make()
 
 
+def require_packable(model: Any) -> None:
+    """ModelError if a model of this kind cannot be packed: what a trainer asks before it draws anything."""
+    if reason := can_pack(base_of(model).config):
+        raise ModelError(f"packing was asked for, but is not possible: {reason}")
+
+
 _REASONS: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()  # None: may be packed
 
 
 def disagreement(model: Any, made: Plan) -> str | None:
     """None if packed rows and separate ones agree on the log-probs of a few completions."""
     config = base_of(model).config
-    limit = TOLERANCE[base_of(model).get_input_embeddings().weight.dtype]
+    limit = TOLERANCE[mask_dtype(base_of(model))]
     found = self_check(model, made.trees, made.images)
     if found <= limit:
         return None
@@ -132,11 +137,12 @@ def separate_states(model: Any, trees: Sequence[PrefixTree], images: Sequence[Im
 
 def _plain_forward(base: Any, ids_1L: Tensor, images: Images) -> Tensor:
     """States [1, L, D] of one row as transformers computes them by itself."""
-    is_image = (ids_1L == base.config.image_token_id).long()
-    wanted = inspect.signature(base.model.forward).parameters
-    types = {key: is_image for key in ("token_type_ids", "mm_token_type_ids") if key in wanted}
     return base.model(
-        input_ids=ids_1L, attention_mask=torch.ones_like(ids_1L), use_cache=False, **types, **images
+        input_ids=ids_1L,
+        attention_mask=torch.ones_like(ids_1L),
+        use_cache=False,
+        **token_types(base, ids_1L),
+        **images,
     ).last_hidden_state
 
 

@@ -12,6 +12,7 @@ completions, L tokens of a padded prompt.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,7 +22,13 @@ from peft import PeftModel
 from torch import Tensor
 
 from lite_medrl.model.prefix_tree import Chain, PrefixTree, Root, TreeTensors, prefix_trees, share, to_tensors
-from lite_medrl.model.prompt_images import Images, join_images, split_images, with_equal_images
+from lite_medrl.model.prompt_images import (
+    Images,
+    check_image_tokens,
+    join_images,
+    split_images,
+    with_equal_images,
+)
 from lite_medrl.model.tree_mask import attention_mask, device_of, mask_rules, row_multiple, use_tree_attention
 
 
@@ -36,10 +43,24 @@ class States(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Rows to run, and the images of every root they come from."""
+    """Rows to run, and the images of every root they come from.
+
+    `separate_tokens` is what one row per completion would have, padding not counted.
+    """
 
     trees: list[PrefixTree]
     images: list[Images]
+    separate_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the network."""
+        return sum(len(tree.token_T) for tree in self.trees)
+
+    @property
+    def saving(self) -> float:
+        """How many times fewer tokens that is than one row per completion."""
+        return self.separate_tokens / max(1, self.tokens)
 
 
 def plan(
@@ -51,6 +72,7 @@ def plan(
     max_tokens: int,
     merge: bool = False,
     trained_B: Sequence[Sequence[bool]] | None = None,
+    images_P: Sequence[Images] | None = None,
 ) -> Plan:
     """Rows for completions of P prompts; prompts with equal images share them where the template lets them.
 
@@ -59,13 +81,17 @@ def plan(
         completions_B: token ids of the B completions; trained tokens come back in this order.
         owner_B: which prompt each completion belongs to.
         trained_B: which tokens of each completion carry loss; all, if left out.
+        images_P: image tensors of each prompt; taken from `inputs` when left out.
 
     Raises:
         ValueError: as `prefix_trees` and `split_images`; an image token inside a completion.
     """
     image_token = config.image_token_id
     prompts = [ids[keep.bool()].tolist() for ids, keep in zip(*unpadded(inputs), strict=True)]
-    images_P = split_images(config, inputs)
+    if images_P is None:
+        images_P = split_images(config, inputs)
+    else:
+        check_image_tokens(config, prompts, images_P)
     chains: list[list[Chain]] = [[] for _ in prompts]
     for b, (tokens, owner) in enumerate(zip(completions_B, owner_B, strict=True)):
         if image_token in tokens:
@@ -78,7 +104,8 @@ def plan(
         found = share([prompts[p] for p in alike], [chains[p] for p in alike], ends)
         roots += found
         images += [images_P[p] for p in alike[: len(found)]]
-    return Plan(prefix_trees(roots, max_tokens=max_tokens, merge=merge), images)
+    separate = sum(len(prompts[p]) + len(c) for p, c in zip(owner_B, completions_B, strict=True))
+    return Plan(prefix_trees(roots, max_tokens=max_tokens, merge=merge), images, separate)
 
 
 def plan_labelled(config: Any, inputs: Mapping[str, Tensor], labels_BL: Tensor, *, max_tokens: int) -> Plan:
@@ -158,6 +185,13 @@ def _forward(
 def base_of(model: Any) -> Any:
     """The transformers model inside a PeftModel."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def token_types(base: Any, ids_BL: Tensor) -> dict[str, Tensor]:
+    """What some models want to know of each token besides its id: whether it is an image's."""
+    wanted = inspect.signature(base.model.forward).parameters
+    is_image_BL = (ids_BL == getattr(base.config, "image_token_id", None)).long()
+    return {key: is_image_BL for key in ("token_type_ids", "mm_token_type_ids") if key in wanted}
 
 
 def passes(trees: Sequence[PrefixTree], tokens_per_pass: int) -> Iterator[list[PrefixTree]]:

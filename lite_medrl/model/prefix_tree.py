@@ -180,8 +180,8 @@ def pieces(question: Question, above: int, max_tokens: int, merge: bool) -> Iter
         if (needed := above + size(joined, merge)) > max_tokens:
             raise ValueError(
                 f"completion {chain.completion}: {len(chain.tokens)} tokens after a prompt of "
-                f"{above + len(question.tokens)} need a row of {needed}, but max_tokens is {max_tokens}; "
-                "raise it, or shorten prompts or max_completion_length"
+                f"{above + len(question.tokens)} need a row of {needed}, but max_tree_tokens is "
+                f"{max_tokens}; raise it, or shorten prompts or max_completion_length"
             )
         piece = joined
     if piece.chains:

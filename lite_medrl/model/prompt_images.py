@@ -17,7 +17,7 @@ from torch import Tensor
 
 Images = Mapping[str, Tensor]  # the image tensors of one prompt, as the model's processor makes them
 
-PER_IMAGE = ("pixel_values", "image_grid_thw", "pixel_attention_mask")
+PER_IMAGE = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes", "spatial_shapes")
 
 
 def split_images(config: Any, inputs: Mapping[str, Tensor]) -> list[Images]:
@@ -53,6 +53,26 @@ def split_images(config: Any, inputs: Mapping[str, Tensor]) -> list[Images]:
             f"{len(tokens_I)} images came, but prompts with {tokens_P} image tokens hold {first} of them"
         )
     return images_P
+
+
+def check_image_tokens(config: Any, prompts: Sequence[Sequence[int]], images_P: Sequence[Images]) -> None:
+    """ValueError naming the first prompt whose image tokens do not match its images."""
+    tokens_P = [sum(token == config.image_token_id for token in prompt) for prompt in prompts]
+    count = sum(len(images["pixel_values"]) for images in images_P if "pixel_values" in images)
+    usual = tokens_per_image(config, tokens_P, count) if count else 0
+    for p, (tokens, images) in enumerate(zip(tokens_P, images_P, strict=True)):
+        if "pixel_values" not in images:
+            made = 0
+        elif images["pixel_values"].ndim == 5:
+            made = tokens_of_tiles(config, images["pixel_values"][0])
+        elif "image_grid_thw" in images:
+            made = int(images["image_grid_thw"].prod(1).sum()) // config.vision_config.spatial_merge_size**2
+        else:
+            made = usual * len(images["pixel_values"])
+        if tokens != made:
+            raise ValueError(
+                f"prompt {p} holds {tokens} image tokens, but its images make {made}; was it truncated?"
+            )
 
 
 def images_of(p: int, tokens: int, tokens_I: Sequence[int]) -> int:

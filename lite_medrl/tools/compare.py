@@ -1,4 +1,4 @@
-"""Puts one question to every stage of a finished run, with one base in memory.
+"""Puts one question to every stage of a run, with one base in memory.
 
 The run's adapters are switched under a lock; the base is the model with its adapters off. A stage that the
 run does not have is left out.
@@ -21,6 +21,7 @@ from lite_medrl.data.answers import Answer
 from lite_medrl.recipe import load_recipe
 from lite_medrl.sections import Recipe
 from lite_medrl.tools.run_folder import base_of
+from lite_medrl.tools.unfinished import is_empty, notice
 from lite_medrl.types import ImageRef, ModelError, RecipeError, Sample
 
 TRAINED = ("sft", "grpo")
@@ -45,11 +46,16 @@ class Reply:
 
 
 class Comparison:
-    """The loaded base with the adapters of a run; `answer` may be called from several threads."""
+    """The loaded base with the adapters of a run; `answer` may be called from several threads.
 
-    def __init__(self, loaded: Any, stages: Sequence[str], recipe: Recipe, run_dir: Path) -> None:
+    `notice` says what is missing of a run that is not finished, and how it goes on; it is "" otherwise.
+    """
+
+    def __init__(
+        self, loaded: Any, stages: Sequence[str], recipe: Recipe, run_dir: Path, notice: str = ""
+    ) -> None:
         self.model, self.processor, self.policy = loaded.model, loaded.processor, loaded.policy
-        self.stages, self.recipe, self.run_dir = tuple(stages), recipe, run_dir
+        self.stages, self.recipe, self.run_dir, self.notice = tuple(stages), recipe, run_dir, notice
         self._turn = Lock()
 
     @classmethod
@@ -57,10 +63,14 @@ class Comparison:
         """Loads the base once, in the precision of the run, and each adapter that the run saved.
 
         Raises:
-            RecipeError: the folder is no run. ModelError: the base or an adapter cannot be loaded.
+            RecipeError: the folder is no run, or one without a finished stage.
+            ModelError: the base or an adapter cannot be loaded.
         """
         run_dir = Path(run_dir)
         recipe = recipe_of(run_dir)
+        missing = notice(run_dir, recipe)
+        if is_empty(run_dir):
+            raise RecipeError(f"RUN: no stage of it can be shown yet: {missing}")
         adapters = {stage: folder for stage in TRAINED if (folder := run_dir / "adapters" / stage).is_dir()}
         for folder in adapters.values():
             refuse_incomplete(folder)
@@ -73,7 +83,8 @@ class Comparison:
                 "the weights have changed since the run; run it again"
             )
         tuned = with_adapters(loaded.model, adapters)
-        return cls(type(loaded)(tuned, loaded.processor, loaded.policy), ("base", *adapters), recipe, run_dir)
+        tuned = type(loaded)(tuned, loaded.processor, loaded.policy)
+        return cls(tuned, ("base", *adapters), recipe, run_dir, missing)
 
     def answer(self, stage: str, sample: Sample) -> Reply:
         """The greedy answer of one stage; `correct` is None where the sample has no gold answer ("").

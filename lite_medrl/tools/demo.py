@@ -27,7 +27,7 @@ def launch(run_dir: Path | str, port: int | None = None) -> None:
     """Serves the page until Ctrl-C, on the given port or the first free one from 7860; prints the address.
 
     Raises:
-        RecipeError: no run in the folder, gradio is not installed, or the port is taken.
+        RecipeError: no run in the folder or no finished stage of it, no gradio, or the port is taken.
         ModelError: the run's model or an adapter cannot be loaded.
     """
     with serve(Comparison.open(run_dir), port) as url:
@@ -40,8 +40,13 @@ def launch(run_dir: Path | str, port: int | None = None) -> None:
 
 @contextmanager
 def serve(comparison: Comparison, port: int | None = None) -> Iterator[str]:
-    """Yields the address of the running page; afterwards the server is closed and all uploads are gone."""
+    """Yields the address of the running page; afterwards the server is closed and all uploads are gone.
+
+    Says on stderr what is missing where the run is not finished.
+    """
     os.environ.update(QUIET)
+    if comparison.notice:
+        say(comparison.notice)
     with tempfile.TemporaryDirectory(prefix="lite-medrl-demo-", ignore_cleanup_errors=True) as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         blocks, look = page_of(comparison)

@@ -18,10 +18,12 @@ from lite_medrl.tools import cards
 from lite_medrl.tools.compare import TRAINED, Comparison, Reply
 from lite_medrl.tools.report.markup import Html, join, tag
 from lite_medrl.tools.report.words import label, percent
+from lite_medrl.tools.run_folder import MARKER
 from lite_medrl.types import LETTERS, DataError, ImageRef, Sample
 
 EXAMPLES, MAX_QUESTION, MAX_OPTION = 12, 600, 120
 HINT = "Pick an image of the test split, or drop in your own."
+ASKED = "asked"  # id of a visitor's own question
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -47,7 +49,8 @@ class Desk:
                 replies.append(reply)
                 yield cards.answered(stages, replies, sample)
         except DataError as error:
-            text = str(error).replace(str(path), Path(path).name if path else "")
+            text = str(error).removeprefix(f"sample {ASKED}: ")
+            text = text.replace(str(path), Path(path).name if path else "")
             yield join([tag("div", text, class_="lm-note", role="alert"), self.idle])
 
     def sample(self, path: str | None, question: str, options: str, place: int | None) -> Sample:
@@ -61,7 +64,7 @@ class Desk:
         if known and (known.question, known.options) == (question, lines):
             return known
         return Sample(
-            id="asked", images=(ImageRef(path),), question=question, options=lines, answer="", kind="asked",
+            id=ASKED, images=(ImageRef(path),), question=question, options=lines, answer="", kind="asked",
             modality="unknown", source="upload", licence="unknown", split="test",
         )  # fmt: skip
 
@@ -179,29 +182,38 @@ def picture(sample: Sample) -> Any:
 
 
 def header(comparison: Comparison) -> Html:
-    """Title, the run's own scores on the test split, and the notice."""
+    """Title, the run's own scores on the test split, what is missing of it, and the notice."""
     missing = [label(stage) for stage in TRAINED if stage not in comparison.stages]
-    absent = f" This run has no {' and no '.join(missing)} stage." if missing else ""
+    has = "has" if not comparison.notice else "so far has"
+    absent = f" This run {has} no {' and no '.join(missing)} stage." if missing else ""
+    unfinished = tag("div", comparison.notice, class_="lm-banner", role="note") if comparison.notice else None
     name = tag("b", comparison.run_dir.resolve().name)
     title = tag("span", "run ", name, ": one question, the answer of every stage.", absent)
     return join(
         [
             tag("div", tag("h1", "lite-medrl"), title, class_="lm-title"),
             scores(comparison.run_dir),
+            unfinished,
             tag("div", cards.NOTICE, class_="lm-banner", role="note"),
         ]
     )
 
 
 def scores(run_dir: Path) -> Html | None:
-    """Acc@1 of each stage on the test split with its interval, from results.json; None if there is none."""
-    path = run_dir / "results.json"
-    if not path.is_file():
+    """Acc@1 of each measured stage on the test split with its interval; None if nothing was measured."""
+    rows = [row for row in measured(run_dir) if row["split"] == "test"]
+    if not rows:
         return None
-    stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
-    rows = [row for row in stages if row["split"] == "test"]
-    told = f"Acc@1 on {rows[0]['n']} test questions (95 % interval):" if rows else None
+    told = f"Acc@1 on {rows[0]['n']} test questions (95 % interval):"
     return tag("div", told, *map(score, rows), class_="lm-scores")
+
+
+def measured(run_dir: Path) -> list[dict[str, Any]]:
+    """The stages in results.json, or in progress.json while the run is not finished."""
+    for name in ("results.json", MARKER):
+        if (run_dir / name).is_file():
+            return json.loads((run_dir / name).read_text(encoding="utf-8")).get("stages", [])
+    return []
 
 
 def score(row: dict[str, Any]) -> Html:

@@ -12,7 +12,8 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import pairwise
@@ -56,6 +57,7 @@ def run(
 
     Raises:
         RecipeError: the directory holds another run. DataError, ModelError: before anything is written.
+        FloatingPointError: a loss, a gradient or trained weights are not finite; that stage is not saved.
     """
     start = time.perf_counter()
     refuse_occupied(output_dir, overwrite=overwrite, resume=resume)
@@ -139,14 +141,14 @@ class Job:
     # --- the story
     # ----------------------------------------------------------------------------------------------
     def go(self) -> None:
-        """base -> (SFT while support is weak) -> GRPO, each measured."""
+        """base -> (SFT while support is weak) -> GRPO, each measured; the decisions say what follows."""
         self.measured("base", 0)
         number = 0
-        while number < self.recipe.sft.max_rounds and self.action(number) == "sft":
+        while self.action(number) == "sft":
             number += 1
             self.trained("sft", number)
             self.measured("sft", number)
-        if self.recipe.grpo.enabled:
+        if self.action(number) == "grpo":
             self.trained("grpo", 1)
             self.measured("grpo", 1)
 
@@ -171,20 +173,16 @@ class Job:
         self.save()
 
     def decide(self, after: str, number: int, support: Any) -> None:
-        """Notes the rule's answer; when the rounds of SFT are used up, GRPO (if it runs) follows anyway."""
-        from lite_medrl.measure.support import decide
+        """Notes what the rule asks for and what the run does within the recipe's limits."""
+        from lite_medrl.measure.rule import Limits, decide
+        from lite_medrl.tools.report.words import decided
 
-        row = {"after": after, "split": "validation"} | decide(
-            support, self.recipe.diagnose.threshold
-        ).to_json()
-        used_up = number >= self.recipe.sft.max_rounds
-        if row["action"] == "sft" and used_up and self.recipe.grpo.enabled:
-            row["action"] = "grpo"
-            row["why"] += (
-                f" But sft.max_rounds = {self.recipe.sft.max_rounds} is used up, so GRPO follows anyway."
-            )
+        recipe = self.recipe
+        limits = Limits(number, recipe.sft.max_rounds, recipe.grpo.enabled)
+        decision = decide(support, recipe.diagnose.threshold, limits)
+        row = {"after": after, "split": "validation"} | decision.to_json()
         self.state.decisions.append(row)
-        say(f"{after}: {row['why']}")
+        say(f"decision after {after}: {decided(row)}. {row['why']}")
 
     def measure(self, stage: str, number: int, split: str) -> Any:
         """One diagnosis: asks, scores, appends the stage and its completions; returns the Support."""
@@ -248,19 +246,18 @@ class Job:
                 load_adapter(self.model, adapter)
             return
         start, section = time.perf_counter(), getattr(self.recipe, stage)
-        with Bar(name, section.max_steps, "step") as bar:
+        work = self.folder / ".trainer"
+        with Bar(name, section.max_steps, "step") as bar, removed_at_last(work):
 
             def write(row: Json) -> None:
                 self.append("metrics.jsonl", [row])
                 bar.advance(row["step"] - bar.done, row)
 
-            train, work = self.sets["train"], self.folder / ".trainer"
-            common = (self.model, self.processor, train, self.recipe, self.policy)
+            common = (self.model, self.processor, self.sets["train"], self.recipe, self.policy)
             if stage == "sft":
                 run_sft(*common, number=number, folder=work, write=write)
             else:
                 self.append("completions.jsonl", run_grpo(*common, folder=work, write=write))
-        shutil.rmtree(self.folder / ".trainer", ignore_errors=True)
         save_adapter(self.model, self.processor, adapter)
         self.note(stage, time.perf_counter() - start)
         self.state.done.append(f"train {name}")
@@ -407,6 +404,15 @@ class Job:
     def save(self) -> None:
         """Puts down what is finished."""
         save_state(self.folder, self.state)
+
+
+@contextmanager
+def removed_at_last(folder: Path) -> Iterator[None]:
+    """Removes a folder afterwards, whatever happened."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def stage_name(stage: str, number: int) -> str:

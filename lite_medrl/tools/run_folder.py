@@ -101,9 +101,14 @@ def save_state(folder: Path, state: State) -> None:
     write_text(folder / MARKER, json.dumps(asdict(state)) + "\n")
 
 
+def read_state(folder: Path) -> State:
+    """What progress.json says."""
+    return State(**json.loads((folder / MARKER).read_text()))
+
+
 def load_state(folder: Path) -> State:
     """What progress.json says; the JSONL files are cut back to what the finished stages wrote."""
-    state = State(**json.loads((folder / MARKER).read_text()))
+    state = read_state(folder)
     for name in LINES:
         if (folder / name).exists():
             os.truncate(folder / name, state.bytes_written.get(name, 0))

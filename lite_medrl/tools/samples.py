@@ -1,25 +1,43 @@
-"""What is in a data source: its questions by split, kind, modality and licence, and one of them in full."""
+"""What is in a data source: its questions by split, kind, modality and licence, one in full, its faults."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from lite_medrl.data.sources import check_images, embedded_samples, jsonl_samples
+from lite_medrl.data.audit import Fault, audit
+from lite_medrl.data.sources import embedded_samples
+from lite_medrl.sections import Data
 from lite_medrl.types import Sample
+
+MOST_FAULTS = 20  # printed; --json has all
+SPLIT_KEYS = ("train_split", "validation_split", "test_split")
 
 
 def inspect(source: str = "embedded") -> dict[str, Any]:
-    """Counts of a source after every row was checked and every image opened, and its first sample.
+    """Counts of the questions that can be used, the first of them, every fault, and the splits that a recipe
+    would miss.
 
-    Raises DataError for a row or an image that cannot be used.
+    Raises DataError where the file cannot be read at all.
     """
-    samples = embedded_samples() if source == "embedded" else jsonl_samples(Path(source))
-    check_images(samples)
-    return {"source": source, **count(samples), "sample": shown(samples[0])}
+    found = audit(source)
+    return {
+        "source": source,
+        "rows": found.rows,
+        **count(found.samples),
+        "sample": shown(found.samples[0]) if found.samples else None,
+        "missing_splits": missing_splits(found.samples),
+        "faults": [asdict(fault) for fault in found.faults],
+    }
+
+
+def missing_splits(samples: Sequence[Sample]) -> dict[str, str]:
+    """The splits that a recipe asks for by default and that hold no sample, by the recipe's key."""
+    have = {sample.split for sample in samples}
+    wanted = {f"data.{name}": getattr(Data(), name) for name in SPLIT_KEYS}
+    return {key: split for key, split in wanted.items() if split not in have}
 
 
 def catalogue() -> dict[str, Any]:
@@ -27,7 +45,7 @@ def catalogue() -> dict[str, Any]:
     return {"sources": [{"source": "embedded", **count(embedded_samples())}]}
 
 
-def count(samples: list[Sample]) -> dict[str, Any]:
+def count(samples: Sequence[Sample]) -> dict[str, Any]:
     """Questions and distinct images; questions by split, kind, modality, licence and number of options."""
     return {
         "questions": len(samples),
@@ -57,6 +75,30 @@ def describe(report: dict[str, Any]) -> str:
     lines = [f"{report['source']}: {report['questions']} questions about {report['images']} images"]
     for key in ("split", "kind", "modality", "licence", "options"):
         lines.append(f"  by {key}: " + ", ".join(f"{name} {n}" for name, n in report[f"by_{key}"].items()))
-    if "sample" in report:
+    if report.get("sample"):
         lines += ["  one of them:", *(f"    {key}: {value}" for key, value in report["sample"].items())]
-    return "\n".join(lines)
+    return "\n".join([*lines, *warnings(report), *faults(report)])
+
+
+def warnings(report: dict[str, Any]) -> list[str]:
+    """A line a split that a recipe would miss."""
+    return [
+        f"warning: no question that can be used in split {split!r}, which a run needs; give rows that split, "
+        f"or name another in the recipe by {key}"
+        for key, split in report.get("missing_splits", {}).items()
+    ]
+
+
+def faults(report: dict[str, Any]) -> list[str]:
+    """The first faults, each with file and row, and how many more there are."""
+    found, rows = [Fault(**fault) for fault in report.get("faults", [])], report.get("rows", 0)
+    if not found:
+        return []
+    source, left = report["source"], len(found) - MOST_FAULTS
+    lines = [
+        f"{len(found)} fault{'s' * (len(found) > 1)} in {rows} rows; a run stops at the first that it meets:"
+    ]
+    for fault in found[:MOST_FAULTS]:
+        at = source if fault.row is None else f"{source}:{fault.row}"
+        lines.append(f"  {at}: {fault.what}")
+    return [*lines, f"  and {left} more; --json lists all"] if left > 0 else lines

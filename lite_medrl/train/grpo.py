@@ -1,37 +1,44 @@
-"""`GRPOTrainer`: TRL's, with whole groups kept together, each prompt computed once, and our generator, score
-and loss.
+"""`GRPOTrainer`: TRL's, with whole groups kept together, what answers share computed once, and our generator,
+score and loss.
 
 A drop-in: same constructor, `GRPOConfig`, reward functions and columns. TRL keeps the loop, the sampler, the
-rewards and the advantages. It differs in five places: rows are not shuffled across groups; groups whose
-completions all got the same reward are dropped before any forward pass (their gradient is zero) and counted;
-answers come from `model.generate`; log-probs from `model.score`; the loss from `medrl_kernels.grpo_loss`.
-LoRA weights stay in fp32.
+rewards and the advantages. It differs in these places: rows are not shuffled across groups; each group's
+images are processed and kept once; groups whose completions all got the same reward are dropped before any
+forward pass (their gradient is zero) and counted, or replaced by fresh ones (`resample_rounds`); answers come
+from `model.generate`; log-probs of the policy, the old policy and the reference from `model.score`, which
+packs them into prefix trees; the loss from `medrl_kernels.grpo_loss`. LoRA weights stay in fp32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from trl import GRPOTrainer as TRLGRPOTrainer
 
 from lite_medrl.model.encode import check_left_padded
 from lite_medrl.model.generate import Sampling, generate
-from lite_medrl.model.score import score
+from lite_medrl.model.pack_check import require_packable
+from lite_medrl.model.score import Scored, score
+from lite_medrl.train.batches import (
+    TOKEN_KEYS,
+    Batch,
+    grouped_rows,
+    live_groups,
+    number_groups,
+    replace_groups,
+    rewarded_alike,
+    split_rows,
+)
+from lite_medrl.train.config import tree_options
 from lite_medrl.train.guards import refuse_ignored, restore, trainable
+from lite_medrl.train.image_order import ImageOrder, images_of_rows
+from lite_medrl.train.once import OncePerGroup, as_tensor
 from medrl_kernels import grpo_loss
 
-# Tensors of a batch that belong to the prompts' images rather than to TRL's bookkeeping.
-IMAGE_KEYS = (
-    "pixel_values",
-    "image_grid_thw",
-    "pixel_attention_mask",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-)
 # Options of GRPOConfig with the one value that this trainer has; another would change the loss unseen, or
 # (the second set) what is sampled.
 ONLY = {"use_adaptive_entropy": False, "router_aux_loss_coef": None}
@@ -40,7 +47,6 @@ ONLY_IN_OUR_GENERATOR = {
     "generation_kwargs": None,
     "use_transformers_continuous_batching": False,
 }
-TILED_KEYS = ("num_tiles", "spatial_shapes", "image_position_ids")
 
 
 class GRPOTrainer(TRLGRPOTrainer):
@@ -53,12 +59,23 @@ class GRPOTrainer(TRLGRPOTrainer):
     num_generations_eval: Any
     max_completion_length: Any
     _tokenizer: Any
+    train_dataset: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         values = trainable(kwargs.get("model", args[0] if args else None))
         super().__init__(*args, **kwargs)
         restore(self.model, values)
         refuse_ignored(self.args, ONLY if self.use_vllm else ONLY | ONLY_IN_OUR_GENERATOR)
+        if tree_options(self.args)["prefix_tree"] == "required":
+            require_packable(self.model)
+        self._resample_rounds = getattr(self.args, "resample_rounds", 0)
+        if self._resample_rounds and self.accelerator.num_processes > 1:
+            raise ValueError("resample_rounds: groups are replaced on a single process only")
+        if self._resample_rounds and not hasattr(self.train_dataset, "__getitem__"):
+            raise ValueError(
+                "resample_rounds: fresh prompts are drawn at random, which needs a Dataset, not a stream"
+            )
+        self._spare, self._round = random.Random(self.args.seed), 0
 
     # --- rollout
     # ------------------------------------------------------------------------------------------------
@@ -66,6 +83,8 @@ class GRPOTrainer(TRLGRPOTrainer):
         """Templates and image processing once per group instead of once per completion."""
         size = self._group_size(len(prompts))
         prompt_ids, images, fields = super()._tokenize_prompts(prompts[::size])
+        if isinstance(self.processing_class, OncePerGroup):
+            self.processing_class.keep(fields)
         images = [i for i in images for _ in range(size)] if images is not None else None
         return [ids for ids in prompt_ids for _ in range(size)], images, fields
 
@@ -84,13 +103,17 @@ class GRPOTrainer(TRLGRPOTrainer):
             return super()._generate_single_turn(prompt_ids, images, fields, num_generations, has_tool_images)
         size = self._group_size(len(prompt_ids))
         inputs = left_padded(prompt_ids[::size], self._tokenizer.pad_token_id)
-        inputs |= {key: as_tensor(value) for key, value in multimodal_fields.items()}
+        inputs |= {
+            key: left_pad(value, 0) if key in TOKEN_KEYS else as_tensor(value)
+            for key, value in multimodal_fields.items()
+        }
         inputs = {key: value.to(self.accelerator.device) for key, value in inputs.items()}
         sampling = Sampling(
             self.max_completion_length, self.temperature, self.top_p, self.top_k or 0, self.min_p
         )
         model = self.accelerator.unwrap_model(self.model_wrapped)
-        with self.compute_loss_context_manager():
+        first = self._round * 2**20  # rounds of one step draw from streams of their own
+        with self.accelerator.autocast():
             groups = generate(
                 model,
                 self.processing_class,
@@ -99,13 +122,29 @@ class GRPOTrainer(TRLGRPOTrainer):
                 sampling=sampling,
                 seed=self.args.seed,
                 step=self._step,
+                keys_P=range(first, first + len(inputs["input_ids"])),
             )
         flat = [completion for group in groups for completion in group]
         return [list(c.token_ids) for c in flat], [list(c.sampling_logps) for c in flat]
 
     def _group_size(self, rows: int) -> int:
+        """Rows that are copies of one prompt; environments may give each row a prompt of its own."""
+        if getattr(self, "environment_factories", None) is not None:
+            return 1
         size = self.num_generations if self.model.training else self.num_generations_eval
         return size if rows % size == 0 else 1
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """TRL's, or the same over rows in the order of their images."""
+        dataset = self.train_dataset if dataset is None else dataset
+        if not getattr(self.args, "group_by_image", False):
+            return super()._get_train_sampler(dataset)
+        shuffled, self.shuffle_dataset = self.shuffle_dataset, False
+        try:
+            places = super()._get_train_sampler(dataset)
+        finally:
+            self.shuffle_dataset = shuffled
+        return ImageOrder(places, images_of_rows(dataset), self.args.seed)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's buffering without its shuffle, so that a group stays in one piece."""
@@ -113,18 +152,54 @@ class GRPOTrainer(TRLGRPOTrainer):
             return self._scored(generation_batch, self.num_generations_eval)
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
-            self._buffered_inputs = split_rows(self._scored(generation_batch, self.num_generations), steps)
+            batch = self._scored(generation_batch, self.num_generations)
+            self._buffered_inputs = split_rows(self._resampled(batch), steps)
         return self._buffered_inputs[self._step % steps]
 
-    def _scored(self, generation_batch: Any, size: int) -> dict[str, Any]:
+    def _scored(self, generation_batch: Any, size: int) -> Batch:
         """A numbered generation batch; groups whose rewards are equal get an advantage of exactly 0."""
-        batch = number_groups(self._generate_and_score_completions(generation_batch), size)
+        with self._processing_once_per_group(len(generation_batch)):
+            found = self._generate_and_score_completions(generation_batch)
+        batch = number_groups(found, self._group_size(len(found["prompt_ids"])))
         if self.multi_objective_aggregation != "sum_then_normalize":
             return batch  # there the advantage is relative to the batch, not to the group alone
         equal_B = rewarded_alike(batch["advantages"], size)
         mode = "train" if self.model.training else "eval"
         self._metrics[mode]["frac_reward_zero_std"][-1] = float(equal_B.float().mean())
         return {**batch, "advantages": batch["advantages"].masked_fill(equal_B, 0.0)}
+
+    @contextmanager
+    def _processing_once_per_group(self, rows: int) -> Iterator[None]:
+        """TRL hands the processor every row; meanwhile it looks at one row of each group."""
+        size, processor = self._group_size(rows), self.processing_class
+        if size > 1 and not self.tools:
+            self.processing_class = OncePerGroup(processor, size)
+        try:
+            yield
+        finally:
+            self.processing_class = processor
+
+    def _resampled(self, batch: Batch) -> Batch:
+        """The batch with silent groups replaced by fresh ones that are not, where the config asks for it."""
+        replaced = 0
+        for number in range(1, self._resample_rounds + 1):
+            self._round = number
+            silent = [g for g, live in enumerate(live_groups(batch)) if not live]
+            if not silent:
+                break
+            rows = self._spare.sample(
+                range(len(self.train_dataset)), min(len(silent), len(self.train_dataset))
+            )
+            asked = [self.train_dataset[i] for i in rows for _ in range(self.num_generations)]
+            fresh = self._scored(asked, self.num_generations)
+            live = [g for g, found in enumerate(live_groups(fresh)) if found]
+            batch = replace_groups(batch, silent[: len(live)], fresh, live)
+            replaced += len(live)
+        self._round = 0
+        if self._resample_rounds:
+            batch = {**batch, "num_items_in_batch": batch["completion_mask"].sum()}
+            self._metrics["train"]["groups_resampled"].append(float(replaced))
+        return batch
 
     # --- update
     # -------------------------------------------------------------------------------------------------
@@ -142,8 +217,8 @@ class GRPOTrainer(TRLGRPOTrainer):
         self._metrics[mode]["frac_rows_skipped"].append(1 - float(keep_B.float().mean()))
         if not keep_B.any():
             return torch.stack([p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad]).sum()
-        base = self.accelerator.unwrap_model(model)
-        result = score(base, *grouped_rows(inputs, keep_B), temperature=self.temperature, with_entropy=True)
+        result = self._score(model, inputs, keep_B, with_entropy=True)
+        self._metrics[mode]["prefix_tree/saving"].append(result.separate_tokens / result.tokens)
         packed = {
             name: inputs[key][keep_B][mask_BC[keep_B]] if key in inputs else None
             for name, key in {
@@ -230,35 +305,44 @@ class GRPOTrainer(TRLGRPOTrainer):
             "completion_mask": attention_mask[:, split:],
             **{key: value for key, value in fields.items() if value is not None},
         }
-        size = self._group_size(len(input_ids))
-        inputs["group_ids"] = torch.arange(len(input_ids), device=input_ids.device) // size
+        inputs = number_groups(inputs, self._group_size(len(input_ids)))
         mask_BC = inputs["completion_mask"].bool()
         keep_B = mask_BC.any(1)
         logps_BC, entropy_BC = torch.zeros_like(mask_BC, dtype=torch.float32), None
         if keep_B.any():
-            result = score(
-                self.accelerator.unwrap_model(model),
-                *grouped_rows(inputs, keep_B),
-                temperature=self.temperature,
-                with_entropy=compute_entropy,
-            )
+            result = self._score(model, inputs, keep_B, with_entropy=compute_entropy)
             logps_BC = logps_BC.masked_scatter(mask_BC, result.logp_N)
             if result.entropy_N is not None:
                 entropy_BC = torch.zeros_like(logps_BC).masked_scatter(mask_BC, result.entropy_N)
         return logps_BC, entropy_BC, None
 
+    def _score(self, model: Any, inputs: Batch, keep_B: torch.Tensor, *, with_entropy: bool) -> Scored:
+        """Log-probs of the kept rows' completion tokens, in the precision that the model trains in."""
+        check_left_padded(inputs["prompt_mask"])
+        prompts, completions, owner, images = grouped_rows(inputs, keep_B)
+        with self.accelerator.autocast():
+            return score(
+                self.accelerator.unwrap_model(model),
+                prompts,
+                completions,
+                owner,
+                images_P=images,
+                temperature=self.temperature,
+                with_entropy=with_entropy,
+                **tree_options(self.args),
+            )
+
 
 def left_padded(prompt_ids: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """input_ids and attention_mask int64 [P, L]."""
-    width = max(map(len, prompt_ids))
-    ids = [[pad_token_id] * (width - len(row)) + list(row) for row in prompt_ids]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in prompt_ids]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    mask = left_pad([[1] * len(row) for row in prompt_ids], 0)
+    return {"input_ids": left_pad(prompt_ids, pad_token_id), "attention_mask": mask}
 
 
-def as_tensor(value: Any) -> torch.Tensor:
-    """A tensor from a tensor, an array, or a list of arrays of one shape."""
-    return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value))
+def left_pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Int64 [P, L], rows filled up on the left."""
+    width = max(map(len, rows))
+    return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows])
 
 
 def repeat_rows(value: Any, times: int) -> Any:
@@ -266,77 +350,3 @@ def repeat_rows(value: Any, times: int) -> Any:
     if isinstance(value, torch.Tensor):
         return value.repeat_interleave(times, 0)
     return [row for row in value for _ in range(times)]
-
-
-def number_groups(batch: dict[str, Any], size: int) -> dict[str, Any]:
-    """Adds group_ids int64 [B]: rows of one prompt share a number."""
-    rows = len(batch["prompt_ids"])
-    return {**batch, "group_ids": torch.arange(rows, device=batch["prompt_ids"].device) // size}
-
-
-def rewarded_alike(advantage_B: torch.Tensor, size: int) -> torch.Tensor:
-    """Rows [B] whose whole group got one advantage, so one reward: their distance to the mean is rounding.
-
-    Eight rewards of 0.2 have a mean of 0.20000002 in fp32; TRL's test for a spread of zero fails on that.
-    """
-    if size < 2:
-        return torch.zeros_like(advantage_B, dtype=torch.bool)
-    group_GS = advantage_B.view(-1, size)
-    return (group_GS == group_GS[:, :1]).all(1).repeat_interleave(size)
-
-
-def split_rows(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
-    """The batch in `parts` equal slices of rows, in order; patches of Qwen-style inputs follow their rows."""
-    rows = len(batch["prompt_ids"])
-    size = rows // parts
-    return [take_rows(batch, torch.arange(i * size, (i + 1) * size)) for i in range(parts)]
-
-
-def take_rows(batch: dict[str, Any], rows_R: torch.Tensor) -> dict[str, Any]:
-    """The given rows of every tensor; scalars stay as they are."""
-    rows = len(batch["prompt_ids"])
-    unsupported = [key for key in TILED_KEYS if key in batch]
-    if unsupported:
-        raise NotImplementedError(
-            f"models whose inputs are tiled ({', '.join(unsupported)}) are not supported yet"
-        )
-    images_B = batch.get("num_images") or [1] * rows
-    image_rows = [i for r in rows_R.tolist() for i in range(sum(images_B[:r]), sum(images_B[: r + 1]))]
-    taken: dict[str, Any] = {}
-    for key, value in batch.items():
-        if key in ("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes"):
-            continue
-        if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows:
-            taken[key] = value[rows_R.to(value.device)]
-        else:
-            taken[key] = [value[r] for r in rows_R.tolist()] if key == "num_images" and value else value
-    if "image_grid_thw" in batch:
-        patches = batch["pixel_values"].split(batch["image_grid_thw"].prod(1).tolist())
-        taken["pixel_values"] = torch.cat([patches[i] for i in image_rows])
-        taken["image_grid_thw"] = batch["image_grid_thw"][image_rows]
-    elif "pixel_values" in batch:
-        per_image = len(batch["pixel_values"]) == sum(images_B)
-        for key in ("pixel_values", "pixel_attention_mask", "image_sizes"):
-            if key in batch:
-                taken[key] = batch[key][image_rows if per_image else rows_R.tolist()]
-    return taken
-
-
-def grouped_rows(
-    inputs: dict[str, Any], keep_B: torch.Tensor
-) -> tuple[dict[str, torch.Tensor], list[list[int]], list[int]]:
-    """What `score` takes: inputs of the distinct prompts, the kept completions, and whose they are."""
-    check_left_padded(inputs["prompt_mask"])
-    rows = keep_B.nonzero().squeeze(1)
-    group = inputs["group_ids"][rows]
-    first_of = {g: r for r, g in reversed(list(zip(rows.tolist(), group.tolist(), strict=True)))}
-    order = list(dict.fromkeys(group.tolist()))
-    heads = take_rows(inputs, torch.tensor([first_of[g] for g in order]))
-    length = heads["prompt_ids"].shape[1]
-    prompt = {"input_ids": heads["prompt_ids"], "attention_mask": heads["prompt_mask"]}
-    prompt |= {
-        key: heads[key][:, :length] if "type_ids" in key else heads[key] for key in IMAGE_KEYS if key in heads
-    }
-    ids, mask = inputs["completion_ids"][rows], inputs["completion_mask"][rows].bool()
-    completions = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
-    return prompt, completions, [order.index(g) for g in group.tolist()]

@@ -1,12 +1,18 @@
-"""What stands between TRL's constructors and our losses: options that we would ignore, rounded adapters."""
+"""What stands between TRL and our losses: options that we would ignore, rounded adapters, lost numbers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainerCallback
+
+# torch's loss scaler (fp16 only) begins at 2**16 and halves it in every step whose gradients overflow; such a
+# step leaves the weights as they are. After so many in a row the scale is below 1: the fault is not its own.
+SCALER_HALVINGS = 17
 
 
 def refuse_ignored(args: Any, only: Mapping[str, Any]) -> None:
@@ -32,3 +38,42 @@ def restore(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data = values.get(name, parameter.data).to(parameter.device, torch.float32)
+
+
+class FiniteOnly(TrainerCallback):
+    """Stops a stage in the step whose logged loss or gradient norm is not finite.
+
+    A gradient norm that overflows in fp16 is the loss scaler's to deal with, SCALER_HALVINGS times in a row.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self.stage, self.skipped = stage, 0
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """FloatingPointError naming stage, step and value."""
+        seen = {name: float(logs[name]) for name in ("loss", "grad_norm") if logs and name in logs}
+        bad = {name: value for name, value in seen.items() if not math.isfinite(value)}
+        self.skipped = self.skipped + 1 if list(bad) == ["grad_norm"] and args.fp16 else 0
+        if bad and not 0 < self.skipped <= SCALER_HALVINGS:
+            told = " and ".join(f"{name} is {value}" for name, value in bad.items())
+            raise FloatingPointError(f"{self.stage}, step {state.global_step}: {told}; {advice(self.stage)}")
+
+
+def refuse_not_finite(model: nn.Module, stage: str) -> None:
+    """FloatingPointError where a trained weight is not finite; it names the stage and the first one."""
+    trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+    bad = [name for name, value in trained.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        told = f"{len(bad)} of its {len(trained)} trained tensors are not finite, first {bad[0]}"
+        raise FloatingPointError(f"{stage}, after its last step: {told}; {advice(stage)}")
+
+
+def advice(stage: str) -> str:
+    """What became of the stage, and what to do."""
+    section = stage.partition("-")[0]
+    return (
+        f"no adapter of this stage is saved. Lower {section}.learning_rate or {section}.max_grad_norm, or "
+        "set model.dtype=float32, and begin again with --overwrite"
+    )

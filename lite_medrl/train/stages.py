@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from trl import GRPOConfig, SFTConfig
 
 from lite_medrl.model.encode import wording
 from lite_medrl.model.load import Policy
 from lite_medrl.sections import Recipe, Training
 from lite_medrl.train.columns import to_dataset
+from lite_medrl.train.config import GRPOConfig, SFTConfig
 from lite_medrl.train.grpo import GRPOTrainer
+from lite_medrl.train.guards import FiniteOnly, refuse_not_finite
 from lite_medrl.train.rewards import resolve
 from lite_medrl.train.sft import SFTTrainer
 from lite_medrl.types import Sample
@@ -48,13 +50,18 @@ class Recorder(TrainerCallback):
             "step": state.global_step,
             "max_steps": state.max_steps,
         }
-        row |= {RENAMED.get(k, k): v for k, v in logs.items() if RENAMED.get(k, k) not in DROPPED}
+        row |= {RENAMED.get(k, k): json_safe(v) for k, v in logs.items() if RENAMED.get(k, k) not in DROPPED}
         row |= {
             "step_time_s": now - self.clock,
             "tokens_per_s": (tokens - self.tokens) / max(now - self.clock, 1e-9),
         }
         self.clock, self.tokens = now, tokens
         self.write(row)
+
+
+def json_safe(value: Any) -> Any:
+    """The value, or None where it is NaN or infinite: JSON has neither."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_sft(
@@ -68,7 +75,11 @@ def run_sft(
     folder: Path,
     write: Callable[[Row], None],
 ) -> None:
-    """Trains the model's adapter on written reasoning and gold answers, in place."""
+    """Trains the model's adapter on written reasoning and gold answers, in place.
+
+    Raises FloatingPointError for a loss, a gradient or trained weights that are not finite.
+    """
+    name = "sft" if number == 1 else f"sft-{number}"
     config = SFTConfig(
         **shared_config(recipe.sft, recipe, policy, folder),
         max_length=None,
@@ -86,9 +97,9 @@ def run_sft(
         args=config,
         processing_class=processor,
         train_dataset=dataset,
-        callbacks=[Recorder("sft", number, write)],
+        callbacks=[FiniteOnly(name), Recorder("sft", number, write)],
     )
-    run_quietly(trainer)
+    run_quietly(trainer, name)
 
 
 def run_grpo(
@@ -103,6 +114,8 @@ def run_grpo(
 ) -> list[Row]:
     """Sharpens the model's adapter by GRPO, in place; returns the last batch of completions with their
     rewards.
+
+    Raises FloatingPointError for a loss, a gradient or trained weights that are not finite.
     """
     grpo = recipe.grpo
     functions, weights = resolve([r.name for r in grpo.rewards]), [r.weight for r in grpo.rewards]
@@ -123,6 +136,7 @@ def run_grpo(
         num_iterations=grpo.num_iterations,
         mask_truncated_completions=grpo.mask_truncated_completions,
         reward_weights=weights,
+        resample_rounds=grpo.resample_rounds,
         seed=recipe.seed,
         log_completions=False,
     )
@@ -137,19 +151,22 @@ def run_grpo(
             letter=recipe.prompt.answer_style == "letter",
             with_completion=False,
         ),
-        callbacks=[Recorder("grpo", 1, write)],
+        callbacks=[FiniteOnly("grpo"), Recorder("grpo", 1, write)],
     )
-    run_quietly(trainer)
+    run_quietly(trainer, "grpo")
     return rollouts(trainer)
 
 
-def run_quietly(trainer: Any) -> None:
-    """Trains, and leaves the model in evaluation mode. The Trainer's own printing is ours to do."""
+def run_quietly(trainer: Any, stage: str) -> None:
+    """Trains, and leaves the model in evaluation mode, its weights finite. The Trainer's own printing is ours
+    to do.
+    """
     from transformers import PrinterCallback, ProgressCallback
 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.train()
+    refuse_not_finite(trainer.model, stage)
     trainer.model.eval()
 
 
@@ -185,6 +202,9 @@ def shared_config(section: Training, recipe: Recipe, policy: Policy, folder: Pat
         "weight_decay": section.weight_decay,
         "logging_steps": section.logging_steps,
         "logging_nan_inf_filter": False,
+        "prefix_tree": section.prefix_tree,
+        "max_tree_tokens": section.max_tree_tokens,
+        "group_by_image": section.group_by_image,
         "bf16": policy.dtype == torch.bfloat16,
         "fp16": policy.dtype == torch.float16,
         "use_cpu": policy.device == "cpu",

@@ -8,10 +8,11 @@ from typing import Any
 
 from lite_medrl.tools.report import plots
 from lite_medrl.tools.report.curves import Curve, curves
+from lite_medrl.tools.report.gauge import axis, gauge
 from lite_medrl.tools.report.markup import Html, join, tag
 from lite_medrl.tools.report.run import Run
-from lite_medrl.tools.report.svg import Point, sign, style_of
-from lite_medrl.tools.report.words import NARROW, label, minus, percent
+from lite_medrl.tools.report.svg import Point, Scale, sign, style_of
+from lite_medrl.tools.report.words import NARROW, decided, label, percent
 
 Json = dict[str, Any]
 
@@ -24,36 +25,45 @@ def decisions_section(run: Run) -> Html | None:
         return None
     told = (
         "Decided on the validation split; the test split is only reported. Support below the threshold asks "
-        "for SFT, which brings answers within reach; at or above it GRPO sharpens what is there."
+        "for SFT, which brings answers within reach; at or above it GRPO sharpens what is there. The recipe "
+        "limits the rounds of SFT and may leave GRPO out, so the run cannot always do what the rule asks."
     )
-    boxes = [*map(decision, rows), ending(run)]
-    return join([tag("h2", "What was decided, and why"), tag("p", told), tag("ol", *boxes, class_="flow")])
+    found = on_validation(run)
+    x = axis([low for row in found.values() for low in (row["support"], row["support_ci95"][0])])
+    boxes = [decision(row, found.get(row["after"]), x) for row in rows]
+    flow = tag("ol", *boxes, ending(run, found, x), class_="flow")
+    bars = f"Bars: support from guessing (0) on; thin lines: 95{NARROW}% intervals; dashed: the threshold."
+    heading = tag("h2", "What was decided, and why")
+    return join([heading, tag("p", told), tag("p", bars, class_="aside"), flow])
 
 
-def decision(row: Json) -> Html:
+def on_validation(run: Run) -> dict[str, Json]:
+    """Every stage's name with its measurement on the validation split."""
+    return {row["name"]: row for row in run.results["stages"] if row["split"] == "validation"}
+
+
+def decision(row: Json, stage: Json | None, x: Scale) -> Html:
     """One box: whose support was measured, and what followed."""
+    ci95 = stage["support_ci95"] if stage else None
     return tag(
         "li",
         measured(row["after"]),
-        gauge(row["after"], row["support"], row["threshold"]),
-        tag("p", tag("b", f"Decision: {label(row['action'])}")),
+        gauge(row["after"], row["support"], ci95, x, row["threshold"]),
+        tag("p", tag("b", f"Decision: {decided(row)}")),
         tag("p", row["why"]),
     )
 
 
-def ending(run: Run) -> Html | None:
-    """The last box: the measurement after GRPO, or that GRPO is off."""
+def ending(run: Run, found: dict[str, Json], x: Scale) -> Html | None:
+    """The last box: the measurement after GRPO; None where the last decision says that the run ends."""
     last = run.test[-1]
     if last["stage"] != "grpo":
-        off = tag("p", "GRPO is off: the recipe has grpo.enabled = false.")
-        return None if run.recipe.grpo.enabled else tag("li", tag("p", tag("b", "End of the run")), off)
-    same = [
-        row for row in run.results["stages"] if row["name"] == last["name"] and row["split"] == "validation"
-    ]
+        return None
+    same = found.get(last["name"])
     return tag(
         "li",
         measured(last["name"]),
-        gauge(last["name"], same[0]["support"]) if same else None,
+        gauge(last["name"], same["support"], same["support_ci95"], x) if same else None,
         tag("p", tag("b", "End of the run")),
         tag("p", f"Measured once more after GRPO. On the test split Acc@1 is {percent(last['acc_at_1'])}."),
     )
@@ -62,15 +72,6 @@ def ending(run: Run) -> Html | None:
 def measured(name: str) -> Html:
     """Whose measurement a box is about."""
     return tag("p", "measured: ", sign(name), tag("b", label(name)), class_="about")
-
-
-def gauge(name: str, support: float, threshold: float | None = None) -> Html:
-    """A stage's support on 0 to 1, with the threshold where one was asked for."""
-    share = 100 * min(1.0, max(0.0, support))
-    told = minus(f"support {support:.2f}") + (f", threshold {threshold:.2f}" if threshold else "")
-    mark = tag("i", class_="mark", style=f"left:{100 * threshold:.1f}%") if threshold else None
-    fill = tag("i", class_=f"fill c-{style_of(name)}", style=f"width:{share:.1f}%")
-    return join([tag("div", fill, mark, class_="gauge"), tag("p", told, class_="aside")])
 
 
 # --- reach ------------------------------------------------------------------------------------------------

@@ -57,6 +57,14 @@ def label(name: str) -> str:
     return "Base" if name == "base" else name.replace("-", " ").upper()
 
 
+def decided(row: Json) -> str:
+    """A decision in a few words: what the run does, and whether the rule asked for that."""
+    rule, action = label(row.get("rule", row["action"])), label(row["action"])
+    if row["action"] == "stop":
+        return f"nothing more is trained, though the rule asks for {rule}"
+    return f"{action}, as the rule asks" if rule == action else f"{action}, though the rule asks for {rule}"
+
+
 def baseline_name(key: str, row: Json) -> str:
     """A baseline's name, with the stage where it has one: "blank image (GRPO)"."""
     return BASELINES[key] + (f" ({label(row['stage'])})" if row.get("stage") else "")
