@@ -18,22 +18,20 @@ from tiny import lora_grads
 from torch import nn
 
 from lite_medrl.cli import main
-from lite_medrl.model.packed import packed_states, plan
 from lite_medrl.tools.bench import compare, memory, rows, weights, worker
 from lite_medrl.tools.bench.case import Case, Job
 from lite_medrl.tools.bench.compare import ALLOWED, against, bench_step, make_cases
-from lite_medrl.tools.bench.counts import counted
 from lite_medrl.tools.bench.rollouts import PAD, image_side, labelled, rollouts
 from lite_medrl.tools.bench.rows import Row
 from lite_medrl.tools.bench.shapes import SHAPES
 from lite_medrl.tools.bench.step import Step
 from lite_medrl.tools.bench.trainers import WithLogits
-from lite_medrl.train.grpo import grouped_rows
 from lite_medrl.types import DataError, RecipeError
 
 P, R, G = 64, 6, 4
 SMALL = Case("tiny", P, R, G, repeats=2)
 SEPARATE, TREE = G * (P + R), P + G * (R - 1)  # nothing is predicted from a completion's last token
+PATCHES = 4 * 7**2  # of the image: 7 x 7 tokens are at most nine tenths of a prompt
 
 
 def step_of(impl: str, folder: Path, *phases: str, **changes: Any) -> Step:
@@ -60,8 +58,8 @@ def test_bench_step_prints_rows_that_agree(tmp_path: Path, capfd: pytest.Capture
         assert row["peak_gib"] is None or 0 < row["peak_gib"] < 1
     for phase in ("update", "old_logp"):
         theirs, ours = by_name["trl", phase], by_name["lite-medrl", phase]
-        assert (theirs["trunk_tokens"], theirs["image_patches"]) == (SEPARATE, G * 4 * image_side(P) ** 2)
-        assert ours["trunk_tokens"] in (TREE, SEPARATE)
+        assert (theirs["trunk_tokens"], theirs["image_patches"]) == (SEPARATE, G * PATCHES)
+        assert (ours["trunk_tokens"], ours["real_tokens"], ours["image_patches"]) == (TREE, TREE, PATCHES)
         assert abs(ours["loss"] - theirs["loss"]) < 1e-6
         assert ours["times_as_fast"] == pytest.approx(theirs["p50_s"] / ours["p50_s"])
         assert "fused head needs CUDA" in theirs["note"]
@@ -178,12 +176,11 @@ def test_a_difference_leaves_no_speed_up(tmp_path: Path) -> None:
 
 
 # --- rollouts and counts ------------------------------------------------------------------------------------
-def test_rollouts_have_the_form_of_trls(tmp_path: Path) -> None:
+def test_rollouts_have_the_form_of_trls() -> None:
     case = replace(SMALL, ragged=True, questions_per_image=3)
     batch = rollouts(case)
     count = 3 * G
-    side = image_side(P)
-    assert side == 7  # 49 of 64
+    assert image_side(P) == 7
     for name, width in (("prompt", P), ("completion", R)):
         ids, mask = batch[f"{name}_ids"], batch[f"{name}_mask"]
         assert ids.shape == mask.shape == (count, width)
@@ -192,40 +189,52 @@ def test_rollouts_have_the_form_of_trls(tmp_path: Path) -> None:
         assert torch.equal(padded_side, padded_side.sort(1, descending=True).values)
         assert len(set(mask.sum(1).tolist())) > 1
     assert batch["prompt_mask"].sum(1).view(3, G).unique(dim=1).squeeze(1).tolist() == [64, 62, 60]
-    assert ((batch["prompt_ids"] == SHAPES["tiny"].image_token).sum(1) == side**2).all()
-    assert batch["group_ids"].tolist() == [g for g in range(3) for _ in range(G)]
+    assert ((batch["prompt_ids"] == SHAPES["tiny"].image_token).sum(1) == 49).all()
+    groups = batch["prompt_ids"].view(3, G, P)
+    assert (groups == groups[:, :1]).all()
+    assert len(groups[:, 0].unique(dim=0)) == 3
+    assert len(batch["completion_ids"][:, 0].unique()) == count  # they share no first token
     assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
     torch.testing.assert_close(batch["advantages"].view(3, G).sum(1), torch.zeros(3), atol=1e-6, rtol=0)
-    assert batch["pixel_values"].shape == (count * 4 * side**2, SHAPES["tiny"].patch_values)
-    assert batch["image_grid_thw"].tolist() == [[1, 2 * side, 2 * side]] * count
+    assert batch["pixel_values"].shape == (count * PATCHES, SHAPES["tiny"].patch_values)
+    assert batch["image_grid_thw"].tolist() == [[1, 14, 14]] * count
     assert batch["mm_token_type_ids"].shape == (count, P + R)
     again = rollouts(case)
     assert all(torch.equal(batch[k], again[k]) for k in batch if isinstance(batch[k], torch.Tensor))
     other = rollouts(replace(case, seed=1))
     assert not torch.equal(batch["completion_ids"], other["completion_ids"])
     source = Path(trl.trainer.grpo_trainer.__file__).read_text(encoding="utf-8")
-    assert all(f'output["{key}"]' in source or f'"{key}":' in source for key in batch if key != "group_ids")
+    assert all(f'output["{key}"]' in source or f'"{key}":' in source for key in batch)
 
 
-def test_tokens_are_counted_where_they_enter(tmp_path: Path) -> None:
-    step = step_of("trl", tmp_path)
-    batch = step.batch("update", step.case)
-    with counted(step.trainer.model) as rows_of_their_own:
-        step.run("update", batch)
-    patches = 4 * image_side(P) ** 2
-    expected = {"trunk_tokens": SEPARATE, "real_tokens": SEPARATE, "image_patches": G * patches}
-    assert rows_of_their_own == expected
-    model = step.trainer.model
-    prompts, completions, owner = grouped_rows(batch, torch.ones(G, dtype=torch.bool))
-    made = plan(model.config, prompts, completions, owner, max_tokens=1000)
-    with counted(model) as one_row, torch.no_grad():
-        packed_states(model, made.trees, made.images)
-    assert one_row == {"trunk_tokens": TREE, "real_tokens": TREE, "image_patches": patches}
-    ragged = rollouts(replace(step.case, ragged=True))
-    with counted(model) as with_padding:
-        step.forward("old_logp", ragged)
-    real = int(ragged["prompt_mask"].sum() + ragged["completion_mask"].sum())
-    assert (with_padding["trunk_tokens"], with_padding["real_tokens"]) == (SEPARATE, real)
+@pytest.mark.parametrize(
+    ("impl", "questions", "tokens", "images"),
+    [
+        ("trl", 1, SEPARATE, G),
+        ("lite-medrl-separate", 1, SEPARATE, G),
+        ("lite-medrl", 1, TREE, 1),
+        # 3 words and the image's 49 tokens are the root, then 12 words of each question and its completions.
+        ("lite-medrl", 2, 52 + 2 * (12 + G * (R - 1)), 1),
+        ("trl", 2, 2 * SEPARATE, 2 * G),
+    ],
+)
+@pytest.mark.parametrize("phase", ["update", "old_logp"])
+def test_tokens_are_counted_by_hand(
+    tmp_path: Path, impl: str, questions: int, tokens: int, images: int, phase: str
+) -> None:
+    step = step_of(impl, tmp_path, phase, questions_per_image=questions)
+    step.warm_up(phase)  # where a model is asked once whether it can be packed
+    look = step.look(phase)
+    assert (look["trunk_tokens"], look["real_tokens"]) == (tokens, tokens)
+    assert look["image_patches"] == images * PATCHES
+
+
+def test_a_recomputed_layer_counts_once_and_padding_is_told_apart(tmp_path: Path) -> None:
+    step = step_of("trl", tmp_path, ragged=True, gradient_checkpointing=True)
+    look = step.look("update")
+    batch = rollouts(step.case)
+    real = int(batch["prompt_mask"].sum() + batch["completion_mask"].sum())
+    assert (look["trunk_tokens"], look["real_tokens"]) == (SEPARATE, real)
     assert real < SEPARATE
 
 
@@ -272,6 +281,7 @@ def test_peak_memory_is_what_a_call_needs() -> None:
         del large
         torch.ones(8 * 2**20)
 
+    torch.ones(128 * 2**20)  # a higher peak before
     found = memory.peak_gib(call, torch.device("cpu"))
     if found is None:
         pytest.skip("no /proc/self/clear_refs here")

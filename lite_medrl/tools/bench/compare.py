@@ -22,8 +22,8 @@ from lite_medrl.tools.bench.shapes import SHAPES, one_of
 from lite_medrl.tools.bench.worker import Worker, WorkerError
 from lite_medrl.types import RecipeError
 
-IMPLS = ("trl", "lite-medrl", "unsloth")  # the first one that runs is the reference
-OURS = ("lite-medrl",)
+IMPLS = ("trl", "lite-medrl", "lite-medrl-separate", "unsloth")  # the first one that runs is the reference
+DEFAULT = ("trl", "lite-medrl", "unsloth")
 PHASES = ("update", "old_logp", "sft")
 TINY_MINUTES, MINUTES = 0.75, 10.0
 # Differences that rounding explains: of the loss, of a gradient as a share of the largest one, of a log-prob.
@@ -82,7 +82,7 @@ def bench_step(
 
 def choose(impls: Sequence[str]) -> list[str]:
     """The implementations asked for, or all, in the order in which they run."""
-    asked = [one_of("implementation", name, IMPLS) for name in impls] or IMPLS
+    asked = [one_of("implementation", name, IMPLS) for name in impls] or DEFAULT
     return [name for name in IMPLS if name in asked]
 
 
@@ -191,7 +191,7 @@ class Turns:
             try:
                 answers[impl] = worker.ask(command, phase, self.end)
             except WorkerError as error:
-                if impl in OURS and worker.died():
+                if impl.startswith("lite-medrl") and worker.died():
                     raise RuntimeError(f"the process of {impl} failed:\n{error}") from None
                 self.why[impl] = str(error).splitlines()[-1]
                 self.workers.pop(impl).stop()

@@ -18,14 +18,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lite_medrl.tools.bench.case import Case
 from lite_medrl.tools.bench.shapes import SHAPES
-from lite_medrl.train.grpo import number_groups
 
 PAD, NO_LABEL = 0, -100
+WORDS = 500  # ids above padding and below every shape's special ones
 LEAD = 3  # words before the image
 
 
 def rollouts(case: Case) -> dict[str, Any]:
-    """A generation batch of Q groups: the keys of TRL's `_generate_and_score_completions`, and `group_ids`.
+    """A generation batch of Q groups, with the keys of TRL's `_generate_and_score_completions`.
 
     Advantages are normal and sum to 0 in each group. Old log-probs are the caller's to add.
     """
@@ -34,7 +34,7 @@ def rollouts(case: Case) -> dict[str, Any]:
     prompt_BP = padded(prompts, side="left")
     completion_BC = padded(answers(case, len(prompts), generator), side="right")
     advantage_QG = torch.randn(case.questions_per_image, case.generations, generator=generator)
-    batch = {
+    return {
         "prompt_ids": prompt_BP,
         "prompt_mask": (prompt_BP != PAD).long(),
         "completion_ids": completion_BC,
@@ -44,7 +44,6 @@ def rollouts(case: Case) -> dict[str, Any]:
         "num_images": [1] * len(prompts),
         **image_fields(case, torch.cat([prompt_BP, torch.zeros_like(completion_BC)], 1), generator),
     }
-    return number_groups(batch, case.generations)
 
 
 def labelled(case: Case) -> dict[str, Any]:
@@ -70,25 +69,29 @@ def image_side(prompt: int) -> int:
 def questions(case: Case, generator: torch.Generator) -> list[list[int]]:
     """Token ids of the Q prompts: the same words and image, then P tokens in all, or less text if ragged."""
     image = [SHAPES[case.shape].image_token] * image_side(case.prompt) ** 2
-    start = words(case, LEAD, generator) + image
+    start = words(LEAD, generator) + image
     text = case.prompt - len(start)
     count = case.questions_per_image
     return [
-        start + words(case, text - (q * text // (2 * count) if case.ragged else 0), generator)
-        for q in range(count)
+        start + words(text - (q * text // (2 * count) if case.ragged else 0), generator) for q in range(count)
     ]
 
 
 def answers(case: Case, rows: int, generator: torch.Generator) -> list[list[int]]:
-    """Token ids of each completion: R of them; if ragged, from R / 2 to R after the first."""
+    """Token ids of each completion: R of them; if ragged, from R / 2 to R after the first.
+
+    The first token differs from row to row, so that completions share nothing but their prompt.
+    """
     least = case.response // 2 if case.ragged else case.response
     more = torch.randint(least, case.response + 1, (rows - 1,), generator=generator).tolist()
-    return [words(case, length, generator) for length in [case.response, *more]]
+    return [
+        [1 + row % WORDS, *words(length - 1, generator)] for row, length in enumerate([case.response, *more])
+    ]
 
 
-def words(case: Case, count: int, generator: torch.Generator) -> list[int]:
-    """Random ids above padding and below the special ones."""
-    return torch.randint(1, min(500, SHAPES[case.shape].image_token), (count,), generator=generator).tolist()
+def words(count: int, generator: torch.Generator) -> list[int]:
+    """Random ids from 1 to WORDS."""
+    return torch.randint(1, WORDS + 1, (count,), generator=generator).tolist()
 
 
 def padded(rows: list[list[int]], *, side: str, value: int = PAD) -> Tensor:

@@ -17,6 +17,7 @@ from lite_medrl.tools.bench.rollouts import labelled, rollouts
 from lite_medrl.tools.bench.shapes import SHAPES
 from lite_medrl.tools.bench.trainers import make_trainer, model_for_loss, note_on
 from lite_medrl.tools.bench.weights import make_base, with_lora
+from lite_medrl.train.batches import number_groups
 
 # Old log-probs are the model's own plus this much noise, as after some updates: the loss then depends on
 # every log-prob, and hardly a ratio meets the clip range, where rounding would decide.
@@ -43,13 +44,15 @@ class Step:
 
     def warm_up(self, phase: str) -> None:
         """A small step: what is compiled, looked up or checked once is done then."""
-        self.run(phase, self.batch(phase, replace(self.case, prompt=32, response=4, questions_per_image=1)))
+        small = replace(self.case, prompt=32, response=4, questions_per_image=1)
+        self.run(phase, self.handed(phase, self.batch(phase, small)))
 
     def look(self, phase: str) -> dict[str, Any]:
         """Peak memory, counts, loss and a note; log-probs or gradients are saved for comparison."""
-        batch = self.batches[phase] = self.batch(phase, self.case)
+        batch = self.batch(phase, self.case)
         if phase == "update":
             batch["old_per_token_logps"] = self.old_logps(batch)
+        batch = self.batches[phase] = self.handed(phase, batch)
         self.trainer.model.zero_grad(set_to_none=True)
         results: list[Tensor] = []
         peak = peak_gib(lambda: results.append(self.run(phase, batch)), self.device)
@@ -72,6 +75,11 @@ class Step:
         """Rollouts or labelled rows, on the device."""
         made = labelled(case) if phase == "sft" else rollouts(case)
         return {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in made.items()}
+
+    def handed(self, phase: str, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch as the trainer's own loop hands it to the loss: ours numbers groups, images once each."""
+        ours = self.job.impl.startswith("lite-medrl")
+        return number_groups(batch, self.case.generations) if ours and phase == "update" else batch
 
     def old_logps(self, batch: dict[str, Any]) -> Tensor:
         """The same for all implementations: the first one's log-probs and seeded noise, kept in a file."""

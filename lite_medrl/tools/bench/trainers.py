@@ -88,16 +88,18 @@ def grpo_trainer(impl: str, model: Any, case: Case, folder: Path) -> Any:
     """A GRPOTrainer whose batch is all rows at once."""
     import trl
 
+    from lite_medrl.train.config import GRPOConfig
     from lite_medrl.train.grpo import GRPOTrainer
 
     rows = case.rows("update")
-    config = trl.GRPOConfig(
-        **shared_config(case, folder, rows),
+    ours = impl.startswith("lite-medrl")
+    config = (GRPOConfig if ours else trl.GRPOConfig)(
+        **shared_config(impl, case, folder, rows),
         num_generations=case.generations,
         max_completion_length=case.response,
         log_completions=False,
     )
-    return (GRPOTrainer if impl.startswith("lite-medrl") else trl.GRPOTrainer)(
+    return (GRPOTrainer if ours else trl.GRPOTrainer)(
         model=model,
         args=config,
         processing_class=make_tokenizer(),
@@ -110,14 +112,16 @@ def sft_trainer(impl: str, model: Any, case: Case, folder: Path) -> Any:
     """An SFTTrainer; its data set is a placeholder."""
     import trl
 
+    from lite_medrl.train.config import SFTConfig
     from lite_medrl.train.sft import SFTTrainer
 
-    config = trl.SFTConfig(
-        **shared_config(case, folder, case.rows("sft")),
+    ours = impl.startswith("lite-medrl")
+    config = (SFTConfig if ours else trl.SFTConfig)(
+        **shared_config(impl, case, folder, case.rows("sft")),
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    return (SFTTrainer if impl.startswith("lite-medrl") else trl.SFTTrainer)(
+    return (SFTTrainer if ours else trl.SFTTrainer)(
         model=model,
         args=config,
         processing_class=make_tokenizer(),
@@ -125,9 +129,10 @@ def sft_trainer(impl: str, model: Any, case: Case, folder: Path) -> Any:
     )
 
 
-def shared_config(case: Case, folder: Path, rows: int) -> dict[str, Any]:
-    """TrainingArguments of all trainers."""
-    return {
+def shared_config(impl: str, case: Case, folder: Path, rows: int) -> dict[str, Any]:
+    """TrainingArguments of all trainers, and the switch of ours."""
+    own = {"prefix_tree": "off"} if impl == "lite-medrl-separate" else {}
+    return own | {
         "output_dir": str(folder),
         "max_steps": 1,
         "per_device_train_batch_size": rows,
