@@ -28,6 +28,7 @@ ENVIRONMENT = {
 }
 BAD_INPUT, OUT_OF_MEMORY, NOT_FINITE, INTERRUPTED = 2, 3, 4, 130
 
+BENCH = "Measure a stage against the libraries that do the same"
 Show = Callable[[Any, str], None]
 
 
@@ -85,9 +86,9 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
     def verb(
-        function: Callable[[argparse.Namespace, Show], int | None], name: str
+        function: Callable[[argparse.Namespace, Show], int | None], name: str, among: Any = verbs
     ) -> argparse.ArgumentParser:
-        added = verbs.add_parser(
+        added = among.add_parser(
             name, help=first_line(function), description=first_line(function), allow_abbrev=False
         )
         added.add_argument(
@@ -126,7 +127,31 @@ def make_parser() -> argparse.ArgumentParser:
     )
     four.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the JSON there as well")
     verb(doctor, "doctor")
+    group = verbs.add_parser("bench", help=BENCH, description=BENCH, allow_abbrev=False)
+    benches = group.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
+    add_step_options(verb(bench_step, "step", benches))
     return parser
+
+
+def add_step_options(step: argparse.ArgumentParser) -> None:
+    """Options of `bench step`; a size that is not given is the model's default."""
+    step.add_argument("--tiny", action="store_true", help="a tiny model in fp32, P=512 R=64; for a CPU")
+    for name, what in (("shape", "model"), ("impl", "implementation"), ("phase", "phase")):
+        step.add_argument(
+            f"--{name}", action="append", default=[], metavar="NAME", help=f"only this {what}; repeatable"
+        )
+    for name, what in (
+        ("prompt", "tokens of a prompt, the image's among them"),
+        ("response", "tokens of a completion"),
+        ("generations", "completions of a question (default: 8)"),
+        ("questions-per-image", "questions about the image (default: 1)"),
+        ("repeats", "timed steps (default: 5)"),
+    ):
+        step.add_argument(f"--{name}", type=int, metavar="N", help=what)
+    step.add_argument("--ragged", action="store_true", help="prompts and completions of different lengths")
+    step.add_argument("--minutes", type=float, help="ends inside this time (default: 10; tiny: 0.75)")
+    step.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    step.add_argument("-o", "--output", type=Path, metavar="FILE", help="CSV file that gets the rows as well")
 
 
 def run(args: argparse.Namespace, show: Show) -> None:
@@ -193,6 +218,23 @@ def doctor(args: argparse.Namespace, show: Show) -> int:
     report = examine()
     show(report, describe(report))
     return 0 if report["ok"] else BAD_INPUT
+
+
+def bench_step(args: argparse.Namespace, show: Show) -> None:
+    """Time, memory and numbers of an update: TRL's trainer and ours on the same model and rollouts."""
+    from lite_medrl.tools.bench.compare import bench_step as measure
+
+    sizes = ("prompt", "response", "generations", "questions_per_image", "repeats", "ragged", "device")
+    found = measure(
+        tiny=args.tiny,
+        shapes=args.shape,
+        impls=args.impl,
+        phases=args.phase,
+        minutes=args.minutes,
+        output=args.output,
+        **{name: getattr(args, name) for name in sizes},
+    )
+    show(found.as_json(), found.describe())
 
 
 def table(results: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def test_help_is_there_within_a_second_and_names_every_verb() -> None:
         done = command("--help")
         seconds.append(time.perf_counter() - start)
     assert done.returncode == 0
-    for verb in ("run", "diagnose", "demo", "data", "doctor"):
+    for verb in ("run", "diagnose", "demo", "data", "doctor", "bench"):
         assert f"\n    {verb} " in done.stdout
     assert min(seconds) < 1.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
@@ -21,6 +22,22 @@ def test_the_results_table_is_the_stored_result() -> None:
     pooled = json.loads((REPO / "docs" / "results" / "quickstart.json").read_text())
     table = README.split("<!-- results:begin -->")[1].split("<!-- results:end -->")[0]
     assert markdown(pooled, device="2 CPU cores", command="make study") in table
+
+
+def test_the_times_of_a_step_are_the_stored_ones() -> None:
+    told = " ".join(README.split("<!-- step:begin -->")[1].split("<!-- step:end -->")[0].split())
+    with (REPO / "docs" / "results" / "bench_step.csv").open(newline="") as file:
+        rows = {(r["impl"], r["phase"], r["questions_per_image"]): r for r in csv.DictReader(file)}
+    theirs, ours = rows["trl", "update", "1"], rows["lite-medrl", "update", "1"]
+    for row in (theirs, ours):
+        p50, p20, p80, gib = (float(row[name]) for name in ("p50_s", "p20_s", "p80_s", "peak_gib"))
+        assert f"{p50:.2f} s [{p20:.2f}, {p80:.2f}] and {gib:.2f} GiB" in told
+        assert f"of {row['repeats']} steps" in told
+    diff, grad, largest = (float(ours[name]) for name in ("loss_diff", "grad_diff", "grad_max"))
+    assert f"same loss to {diff:.1e}, LoRA gradients to {grad:.1e} of {largest:.1e}" in told
+    for phase in ("update", "sft"):
+        theirs, ours = (float(rows[impl, phase, "4"]["p50_s"]) for impl in ("trl", "lite-medrl"))
+        assert f": {theirs:.2f} s against {ours:.2f} s" in told
 
 
 def test_make_targets_exist() -> None:
@@ -54,7 +71,7 @@ def test_commands_can_be_read() -> None:
         if words == ["--help"]:
             continue
         verbs.append(parse(words).verb.__name__)
-    assert set(verbs) == {"run", "data", "diagnose", "demo"}
+    assert set(verbs) == {"run", "data", "diagnose", "demo", "bench_step"}
     for flag in ("--resume", "--overwrite"):
         assert f"* `{flag}`" in README
         parse(["run", "examples/quickstart.yaml", flag])
