@@ -146,6 +146,7 @@ def add_step_options(step: argparse.ArgumentParser) -> None:
         ("generations", "completions of a question (default: 8)"),
         ("questions-per-image", "questions about the image (default: 1)"),
         ("repeats", "timed steps (default: 5)"),
+        ("threads", "threads of the CPU (default: torch's own number; tiny: 1)"),
     ):
         step.add_argument(f"--{name}", type=int, metavar="N", help=what)
     step.add_argument("--ragged", action="store_true", help="prompts and completions of different lengths")
@@ -224,7 +225,8 @@ def bench_step(args: argparse.Namespace, show: Show) -> None:
     """Time, memory and numbers of an update: TRL's trainer and ours on the same model and rollouts."""
     from lite_medrl.tools.bench.compare import bench_step as measure
 
-    sizes = ("prompt", "response", "generations", "questions_per_image", "repeats", "ragged", "device")
+    sizes = ("prompt", "response", "generations", "questions_per_image", "repeats", "threads")
+    sizes += ("ragged", "device")
     found = measure(
         tiny=args.tiny,
         shapes=args.shape,

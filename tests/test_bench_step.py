@@ -103,7 +103,7 @@ def test_a_machine_without_a_card_needs_tiny(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(RecipeError, match="no CUDA card"):
         make_cases(True, [], {"device": "cuda"})
     (tiny_case,) = make_cases(True, [], {})
-    assert (tiny_case.prompt, tiny_case.response, tiny_case.generations) == (512, 64, 8)
+    assert (tiny_case.prompt, tiny_case.response, tiny_case.generations, tiny_case.threads) == (512, 64, 8, 1)
     (case,) = make_cases(False, ["qwen2.5-vl-3b"], {"response": 64})
     assert (case.prompt, case.response, case.quantised, case.gradient_checkpointing) == (1000, 64, True, True)
 
@@ -327,6 +327,13 @@ def test_a_table_tells_what_was_compared() -> None:
     assert note == "note: unsloth: a note"
 
 
+def test_a_row_names_the_threads() -> None:
+    assert rows.device_name("cpu", 1).endswith(", 1 thread")
+    assert rows.device_name("cpu", 0).endswith(
+        f", {torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() > 1)
+    )
+
+
 def test_percentiles() -> None:
     assert [rows.percentile([4.0, 1.0, 2.0, 3.0, 5.0], share) for share in (0.2, 0.5, 0.8)] == [1.8, 3.0, 4.2]
     assert rows.percentile([7.0], 0.8) == 7.0
@@ -376,7 +383,7 @@ def test_processes_are_measured_in_turns_on_a_cpu_and_apart_on_a_card(scripted: 
     scripted.asked.clear()
     monkey = replace(SMALL, device="cuda")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "stamp", lambda device: {})
+        patch.setattr(compare, "stamp", lambda device, threads: {})
         compare.compare(monkey, ("update",), ["trl", "lite-medrl"], time.monotonic() + 60)
     assert scripted.asked == [(impl, c) for impl in ("trl", "lite-medrl") for c in commands]
 

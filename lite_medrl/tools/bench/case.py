@@ -28,6 +28,8 @@ class Case:
     dtype: str = "float32"
     quantised: bool = False
     gradient_checkpointing: bool = False
+    threads: int = 0
+    """Of a CPU; 0 takes torch's own number."""
     repeats: int = 5
     seed: int = 0
 

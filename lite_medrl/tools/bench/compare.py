@@ -113,6 +113,7 @@ def setting(shape: str, cuda: bool) -> dict[str, Any]:
         "prompt": 512 if small else 1000,
         "response": 64 if small else 200,
         "device": "cuda" if cuda else "cpu",
+        "threads": int(small),  # more gain little there, and wait for each other where a machine is shared
         "dtype": "float32" if small or not cuda else half(),
         "quantised": not small,
         "gradient_checkpointing": not small,
@@ -203,7 +204,8 @@ def measured(job: Job, look: dict[str, Any], times: list[float]) -> Row:
     case = job.case
     p50 = percentile(times, 0.5)
     sizes = ("shape", "prompt", "response", "generations", "questions_per_image")
-    known: dict[str, Any] = {name: getattr(case, name) for name in sizes} | stamp(case.device) | look
+    known: dict[str, Any] = {name: getattr(case, name) for name in sizes} | look
+    known |= stamp(case.device, case.threads)
     return Row(
         impl=job.impl,
         dtype=f"nf4, {case.dtype}" if case.quantised else case.dtype,

@@ -129,18 +129,18 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
-def stamp(device: str) -> dict[str, str]:
+def stamp(device: str, threads: int) -> dict[str, str]:
     """Where and with what a row was measured."""
     return {
-        "device": device_name(device),
+        "device": device_name(device, threads),
         "versions": versions(),
         "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
 
 
-def device_name(device: str) -> str:
-    """The card's name, or the processor's with the threads in use."""
+def device_name(device: str, threads: int) -> str:
+    """The card's name, or the processor's with the threads in use (0: torch's own number)."""
     import torch
 
     if device == "cuda":
@@ -149,7 +149,7 @@ def device_name(device: str) -> str:
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
     name = found.group(1).strip() if found else platform.processor() or platform.machine()
-    threads = torch.get_num_threads()
+    threads = threads or torch.get_num_threads()
     return f"{name}, {threads} thread{'s' * (threads > 1)}"
 
 

@@ -30,6 +30,8 @@ class Step:
 
     def __init__(self, job: Job) -> None:
         self.job, self.case, self.device = job, job.case, torch.device(job.case.device)
+        if self.case.threads:
+            torch.set_num_threads(self.case.threads)
         base = make_base(
             SHAPES[self.case.shape],
             device=self.device,
