@@ -72,8 +72,10 @@ def waves(
                 "be used; raise max_cache_gib or free memory, or shorten max_completion_length or the images"
             )
         together = [*made[-1].prompts, p] if made else [p]
-        if made and made[-1].answers == num_generations and fits(
-            [length_P[i] for i in together], num_generations, max_new_tokens, room
+        if (
+            made
+            and made[-1].answers == num_generations
+            and fits([length_P[i] for i in together], num_generations, max_new_tokens, room)
         ):
             made[-1] = Wave(together, num_generations)
         else:

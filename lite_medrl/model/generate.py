@@ -148,13 +148,15 @@ def start(
     )
     if len(planned) > 1:
         log.info("answers to %d prompts are drawn in %d waves (max_cache_gib)", len(order), len(planned))
-    parts = [([order[i] for i in wave.prompts], wave.answers) for wave in planned]
+    parts = [(sorted(order[i] for i in wave.prompts), wave.answers) for wave in planned]
     return Rollout(answers, in_waves(model, processor, inputs, asked, parts, answers))
 
 
 def limit(base: Any, p: int, length: int, max_new_tokens: int) -> int:
     """How many tokens an answer may have; DataError for a prompt that leaves no room in the model's context."""
-    context = getattr(base.config.get_text_config(), "max_position_embeddings", None) or length + max_new_tokens
+    context = (
+        getattr(base.config.get_text_config(), "max_position_embeddings", None) or length + max_new_tokens
+    )
     if length >= context:
         raise DataError(
             f"prompt {p} has {length} tokens, but the model's context holds {context} with the answer; "

@@ -82,7 +82,9 @@ class SharedLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, prompt: tuple[Tensor, Tensor], shape: tuple[int, int], at_1: Tensor, cells: Cells) -> None:
+    def __init__(
+        self, prompt: tuple[Tensor, Tensor], shape: tuple[int, int], at_1: Tensor, cells: Cells
+    ) -> None:
         super().__init__()
         rows, columns = shape
         _, heads, _, width = prompt[0].shape

@@ -67,13 +67,13 @@ def tree_prefill(base: Any, inputs: Mapping[str, Tensor]) -> Prefix:
     for trees in passes(made.trees, MAX_TREE_TOKENS):
         cache: Any = DynamicCache()
         images = [made.images[tree.root] for tree in trees]
-        tensors = to_tensors(
-            trees, pad_token=some_token, multiple=row_multiple(base), device=device_of(base)
-        )
+        tensors = to_tensors(trees, pad_token=some_token, multiple=row_multiple(base), device=device_of(base))
         hidden_RTD = tree_hidden(base, trees, tensors, images, cache=cache)
         position_RT = positions(base, trees, tensors, images)
         position_RT = position_RT if position_RT.ndim == 2 else position_RT[0]
-        ends = [(r, n, s) for r, t in enumerate(trees) for n, s in zip(t.completion_N, t.source_N, strict=True)]
+        ends = [
+            (r, n, s) for r, t in enumerate(trees) for n, s in zip(t.completion_N, t.source_N, strict=True)
+        ]
         row_P = torch.tensor([r for r, _, _ in ends], device=hidden_RTD.device)
         last_P = torch.tensor([s for _, _, s in ends], device=hidden_RTD.device)
         paths = [torch.tensor(path_to(trees[r], s), device=hidden_RTD.device) for r, _, s in ends]

@@ -77,6 +77,4 @@ def completions(tokenizer: Any, answers: Sequence[Growing]) -> list[Completion]:
 def completion(text: str, answer: Growing) -> Completion:
     """One finished answer."""
     reason: FinishReason = "stop" if answer.stopped else "length"
-    return Completion(
-        tuple(answer.tokens), text, tuple(answer.sampling_logps), reason, tuple(answer.logps)
-    )
+    return Completion(tuple(answer.tokens), text, tuple(answer.sampling_logps), reason, tuple(answer.logps))
