@@ -64,8 +64,8 @@ class Sample:
 class Completion:
     """One sampled answer; `sampling_logps` are natural logs under the distribution that was sampled.
 
-    `logps` are those of the model itself at the sampling temperature, without bans, penalty or truncation: what
-    `score` computes for the same tokens.
+    `logps` are those of the model itself at the sampling temperature, without bans, penalty or truncation:
+    what `score` computes for the same tokens.
     """
 
     token_ids: tuple[int, ...]

@@ -57,8 +57,8 @@ def transformers_greedy(model: Any, inputs: dict[str, torch.Tensor], length: int
     types = token_types(base_of(model), inputs["input_ids"])
     with torch.no_grad():
         output = model.generate(
-            **inputs, **types, do_sample=False, max_new_tokens=length, suppress_tokens=BANNED, eos_token_id=END,
-            pad_token_id=PAD,
+            **inputs, **types, do_sample=False, max_new_tokens=length, suppress_tokens=BANNED,
+            eos_token_id=END, pad_token_id=PAD,
         )  # fmt: skip
     rows = output[:, inputs["input_ids"].shape[1] :].tolist()
     return [row[: row.index(END) + 1] if END in row else row for row in rows]

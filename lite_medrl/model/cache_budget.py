@@ -1,8 +1,8 @@
 """How many bytes a rollout's keys and values take, and which prompts may be answered at the same time.
 
-Counted before the first forward pass. A prompt takes room once, however many answers grow on it; an answer takes
-room for its longest. What does not fit waits: prompts go in waves, and if one prompt's answers do not fit together,
-they go in turns on the same prompt.
+Counted before the first forward pass. A prompt takes room once, however many answers grow on it; an answer
+takes room for its longest. What does not fit waits: prompts go in waves, and if one prompt's answers do not
+fit together, they go in turns on the same prompt.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def available_memory() -> int:
 def waves(
     length_P: Sequence[int], num_generations: int, max_new_tokens: int, *, token_bytes: int, budget_bytes: int
 ) -> list[Wave]:
-    """All prompts in waves that stay within the budget, in order; prompts of a wave are padded to its longest.
+    """All prompts in waves that stay within the budget, in order; prompts of a wave are padded to its
+    longest.
 
     Raises:
         ModelError: a single answer to the longest prompt does not fit.
@@ -67,9 +68,10 @@ def waves(
     for p, length in enumerate(length_P):
         if length + max_new_tokens > room:
             raise ModelError(
-                f"no room for answers: prompt {p} ({length} tokens) with one answer of {max_new_tokens} takes "
-                f"{gib(token_bytes * (length + max_new_tokens))} of keys and values, but {gib(budget_bytes)} may "
-                "be used; raise max_cache_gib or free memory, or shorten max_completion_length or the images"
+                f"no room for answers: prompt {p} ({length} tokens) with one answer of {max_new_tokens} "
+                f"takes {gib(token_bytes * (length + max_new_tokens))} of keys and values, but "
+                f"{gib(budget_bytes)} may be used; raise max_cache_gib or free memory, or shorten "
+                "max_completion_length or the images"
             )
         together = [*made[-1].prompts, p] if made else [p]
         if (

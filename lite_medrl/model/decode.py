@@ -1,9 +1,9 @@
 """Grows answers token by token on prompts that went through the model once; ended answers leave the batch.
 
 All buffers are static: the rows' tokens and positions, the caches (`kv_cache`), the column that is written. A
-step is a stock forward over them, replayed as a CUDA graph where there is a card. Rows that ended are cut off in
-steps: on a CPU as soon as an eighth of the rows is idle; on a card when the grid of prompts and answers fits
-half the rows, since its step takes nearly as long for 64 rows as for 32, and needs a new graph.
+step is a stock forward over them, replayed as a CUDA graph where there is a card. Rows that ended are cut off
+in steps: on a CPU as soon as an eighth of the rows is idle; on a card when the grid of prompts and answers
+fits half the rows, since its step takes nearly as long for 64 rows as for 32, and needs a new graph.
 
 Letters: P prompts, G answers of a prompt, R rows still in the batch, V vocabulary, L prompt tokens, T answer
 tokens, K = L + T keys.
@@ -145,7 +145,7 @@ class Batch:
         return masks if len(masks) > 1 else masks.popitem()[1]
 
     def shrink(self) -> Tensor | None:
-        """Cuts off rows that ended, if it is worth it; returns the rows that stay (int64), or None for all."""
+        """Cuts off rows that ended, if it is worth it; returns the rows that stay, int64, or None."""
         alive = [row for row, name in enumerate(self.names) if name in self.alive]
         if self.graph:
             kept, cells = regular(self.of_prompt, alive)
@@ -178,7 +178,9 @@ class Batch:
 
 
 def regular(of_prompt: Sequence[int], alive: Sequence[int]) -> tuple[list[int], Cells]:
-    """As many rows of each prompt that goes on as the one with the most needs: rows that go on, then idle ones."""
+    """As many rows of each prompt that goes on as the one with the most needs: rows that go on, then idle
+    ones.
+    """
     on = set(alive)
     rows: dict[int, list[int]] = {of_prompt[row]: [] for row in alive}
     for row in sorted(range(len(of_prompt)), key=lambda row: row not in on):

@@ -1,8 +1,8 @@
 """On a CUDA card: one decode step recorded as a graph and replayed, so that Python launches nothing.
 
-A graph holds addresses, so it serves as long as its buffers keep their places and sizes: a new one is recorded
-when rows leave the batch or attention reads further (every 64 tokens). All of a rollout share one memory pool,
-which goes with them.
+A graph holds addresses, so it serves as long as its buffers keep their places and sizes: a new one is
+recorded when rows leave the batch or attention reads further (every 64 tokens). All of a rollout share one
+memory pool, which goes with them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """On a CPU: while answers are drawn, each LoRA layer is one product instead of three.
 
 The sum of a layer's unpacked weight and its update is kept beside both for the time of a rollout and then
-forgotten. Nothing is merged: the 4-bit weight and the adapter are not touched, and the next rollout starts from
-them again. In fp32 the difference to separate products is rounding, which cannot be said of 16 bits; so cards
-are left alone.
+forgotten. Nothing is merged: the 4-bit weight and the adapter are not touched, and the next rollout starts
+from them again. In fp32 the difference to separate products is rounding, which cannot be said of 16 bits; so
+cards are left alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_GIB = 1.0  # of sums held at once; larger models gain little, their time is 
 
 @contextmanager
 def folded(model: nn.Module) -> Iterator[None]:
-    """The model's LoRA layers with one weight each in here, where that is possible, and as before afterwards."""
+    """LoRA layers have one weight each in here, where that is possible, and are as before afterwards."""
     layers = [(module, sums) for module in model.modules() if (sums := summed(module)) is not None]
     if sum(weight.nbytes for _, (weight, _) in layers) > MAX_GIB * 2**30:
         layers = []
@@ -51,7 +51,8 @@ def summed(module: Any) -> tuple[Tensor, Tensor | None] | None:
     for name in () if module.disable_adapters else module.active_adapters:
         if name not in module.lora_A:
             continue
-        down, up = module.lora_A[name], module.lora_B[name]
+        down: Any = module.lora_A[name]
+        up: Any = module.lora_B[name]
         if name in module.lora_variant or up.bias is not None or module.training:
             return None
         update = (up.weight.to(weight.dtype) @ down.weight.to(weight.dtype)) * module.scaling[name]

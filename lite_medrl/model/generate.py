@@ -1,9 +1,9 @@
 """Draws G answers for each prompt: the prompts pass through the model once, answers grow beside them.
 
 Each token comes with its log-prob under the distribution that was really sampled, and under the model's own.
-Every answer owns its random numbers, drawn from (seed, step, prompt key, g), so batch layout does not change the
-samples. Image, pad and other special tokens are banned. The adapter is live: nothing is merged. Models that
-`prefill.why_not` names go through transformers' own generate; the choice is logged once.
+Every answer owns its random numbers, drawn from (seed, step, prompt key, g), so batch layout does not change
+the samples. Image, pad and other special tokens are banned. The adapter is live: nothing is merged. Models
+that `prefill.why_not` names go through transformers' own generate; the choice is logged once.
 
 Letters: P prompts, G answers to a prompt, R rows = P x G, L prompt tokens.
 """
@@ -153,10 +153,9 @@ def start(
 
 
 def limit(base: Any, p: int, length: int, max_new_tokens: int) -> int:
-    """How many tokens an answer may have; DataError for a prompt that leaves no room in the model's context."""
-    context = (
-        getattr(base.config.get_text_config(), "max_position_embeddings", None) or length + max_new_tokens
-    )
+    """How many tokens an answer may have; DataError for a prompt that fills the model's context."""
+    text = base.config.get_text_config()
+    context = getattr(text, "max_position_embeddings", None) or length + max_new_tokens
     if length >= context:
         raise DataError(
             f"prompt {p} has {length} tokens, but the model's context holds {context} with the answer; "

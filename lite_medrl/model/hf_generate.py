@@ -1,4 +1,5 @@
-"""Answers by transformers' own generate: for models that we do not treat, and as what ours is measured against.
+"""Answers by transformers' own generate: for models that we do not treat, and as what ours is measured
+against.
 
 It has one random stream a batch instead of one an answer, and reads every prompt once for each answer.
 """

@@ -1,12 +1,14 @@
-"""Keys and values while answers grow: those of a prompt once for all its answers, and each answer's own beside.
+"""Keys and values while answers grow: those of a prompt once for all its answers, and each answer's own
+beside.
 
 A stock model calls `update` with the keys of one new token a row and hands what comes back to its attention
 function; ours (`attend`) takes it as two parts, so a prompt is neither stored nor read once per answer. All
 buffers are allocated before the first token and written in place: nothing grows, and a CUDA graph may be
 replayed over them. Other caches are left alone, so the model's prefill is as ever.
 
-Letters: P prompts, G places for answers to a prompt, R rows (answers that grow), H key-value heads, Q query heads
-of one of them, L prompt tokens (filled up on the right), T tokens of an answer, K = L + T, W width of a head.
+Letters: P prompts, G places for answers to a prompt, R rows (answers that grow), H key-value heads, Q query
+heads of one of them, L prompt tokens (filled up on the right), T tokens of an answer, K = L + T, W width of a
+head.
 """
 
 from __future__ import annotations
@@ -77,7 +79,8 @@ class Part(NamedTuple):
 class SharedLayer(CacheLayerMixin):
     """Cache layer whose first part is a prompt's and read by all its answers.
 
-    `at_1` is the column (int64 [1]) that every row's next token goes to; `read` columns are seen by attention.
+    `at_1` is the column (int64 [1]) that every row's next token goes to; `read` columns are seen by
+    attention.
     """
 
     is_sliding = False
@@ -87,7 +90,7 @@ class SharedLayer(CacheLayerMixin):
     ) -> None:
         super().__init__()
         rows, columns = shape
-        _, heads, _, width = prompt[0].shape
+        heads = prompt[0].shape[1]
         self.prompt, self.cells, self.at_1, self.read = prompt, cells, at_1, columns
         # Zeros, because a weight of 0 does not silence a NaN that an old value may be.
         self.own = [x.new_zeros(rows, heads, columns, x.shape[-1]) for x in prompt]

@@ -96,7 +96,7 @@ def packable_plan(model: Any, make: Callable[[], Plan], *, required: bool = Fals
 
 
 def why_separate(base: Any) -> str | None:
-    """Why this model (not a PeftModel) has to run separate rows, as far as it is known; None if it need not."""
+    """Why this model (not a PeftModel) has to run separate rows, as far as known; None if it need not."""
     return _REASONS.get(base) or can_pack(base.config)
 
 

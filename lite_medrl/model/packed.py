@@ -181,7 +181,7 @@ def tree_hidden(
     *,
     cache: Any = None,
 ) -> Tensor:
-    """States [R, T, D] of rows that go through the model together; keys and values stay in `cache`, if any."""
+    """States [R, T, D] of rows that go through the model together; keys and values stay in `cache`."""
     rules = mask_rules(base.config, tensors)
     masks = {kind: attention_mask(base, rule, tensors.token_RT.shape) for kind, rule in rules.items()}
     return base.model(

@@ -1,8 +1,8 @@
 """One pass over the prompts: every distinct image and every distinct token of a prompt once.
 
-Prompts that show one image share a row (`prefix_tree`), each a branch below it; afterwards the keys and values
-on each prompt's own path are gathered. Models that cannot be packed run left-padded rows with their own masks
-instead. Which models decode on what comes back says `why_not`.
+Prompts that show one image share a row (`prefix_tree`), each a branch below it; afterwards the keys and
+values on each prompt's own path are gathered. Models that cannot be packed run left-padded rows with their
+own masks instead. Which models decode on what comes back says `why_not`.
 
 Letters: P prompts, R rows of the pass, T tokens of a row, L tokens of a prompt, H heads, W width.
 """

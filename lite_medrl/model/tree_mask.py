@@ -59,7 +59,7 @@ def mask_rules(config: Any, tensors: TreeTensors) -> dict[str, MaskRule]:
 
 
 def layer_kinds(config: Any) -> list[str]:
-    """Kinds of layers that a model wants a mask for; where there is one kind only, it takes the mask itself."""
+    """Kinds of layers that want a mask; where there is one kind only, the model takes the mask itself."""
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or [])
     if not kinds:  # one mask for all layers, as in Mistral
