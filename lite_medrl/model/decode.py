@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lite_medrl.model.decode_graph import Replayed
+from lite_medrl.model.decode_graph import replayed
 from lite_medrl.model.kv_cache import Cells, Prefix, shared_cache
 from lite_medrl.model.prefill import head_logits
 from lite_medrl.model.sampling import Sampling, draw_tokens
@@ -89,7 +89,7 @@ class Batch:
     def __init__(self, base: Any, prefix: Prefix, places: int, length: int) -> None:
         device = prefix.length_P.device
         self.base, self.prefix, self.config = base, prefix, base.config
-        self.graph = Replayed(self.forward) if device.type == "cuda" else None
+        self.graph = replayed(self.forward, device)
         self.name_R = torch.arange(len(prefix.length_P) * places, device=device)
         self.prompt_R = self.name_R // places
         self.alive = set(range(len(self.name_R)))

@@ -16,6 +16,11 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 
+def replayed(step: Callable[[], Tensor], device: torch.device) -> Replayed | None:
+    """The step as a graph, or None where there are none."""
+    return Replayed(step) if device.type == "cuda" else None
+
+
 class Replayed:
     """Calls `step` through a CUDA graph; `step` must read and write the same buffers for the same key."""
 

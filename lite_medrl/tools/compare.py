@@ -11,10 +11,8 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from lite_medrl.data.answers import Answer
@@ -50,7 +48,6 @@ class Comparison:
     def __init__(self, loaded: Any, stages: Sequence[str], recipe: Recipe, run_dir: Path) -> None:
         self.model, self.processor, self.policy = loaded.model, loaded.processor, loaded.policy
         self.stages, self.recipe, self.run_dir = tuple(stages), recipe, run_dir
-        self._turn = Lock()
 
     @classmethod
     def open(cls, run_dir: Path | str) -> Comparison:
@@ -81,11 +78,12 @@ class Comparison:
         Raises DataError for an image that cannot be used.
         """
         from lite_medrl.measure.ask import ask
+        from lite_medrl.model.adapters import answering_as
         from lite_medrl.model.encode import wording
         from lite_medrl.model.generate import Sampling
 
         sampling = Sampling(self.recipe.diagnose.max_completion_length, temperature=0.0)
-        with self._turn, switched(self.model, stage):
+        with answering_as(self.model, stage):
             start = time.perf_counter()
             (asked,) = ask(
                 self.model, self.processor, [sample], num_samples=0, sampling=sampling, seed=self.recipe.seed,
@@ -150,13 +148,6 @@ def with_adapters(model: Any, adapters: dict[str, Path]) -> Any:
             why = " ".join(str(error).split())[:300] or type(error).__name__
             raise ModelError(f"adapter {folder}: does not load onto the recipe's model: {why}") from error
     return model.eval()
-
-
-def switched(model: Any, stage: str) -> Any:
-    """A context in which the model answers as that stage; hold the lock around it."""
-    if stage != "base":
-        model.set_adapter(stage, inference_mode=True)
-    return model.disable_adapter() if stage == "base" and hasattr(model, "disable_adapter") else nullcontext()
 
 
 def spread(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
