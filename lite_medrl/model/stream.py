@@ -14,7 +14,13 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer writes for the firs
 
 
 def stream(
-    model: Any, processor: Any, inputs: Mapping[str, Tensor], *, sampling: Sampling, seed: int = 0, key: int = 0
+    model: Any,
+    processor: Any,
+    inputs: Mapping[str, Tensor],
+    *,
+    sampling: Sampling,
+    seed: int = 0,
+    key: int = 0,
 ) -> Iterator[str]:
     """The text of the answer to one prompt so far, again after each token; the last is the whole answer.
 
