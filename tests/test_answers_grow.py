@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_a_streamed_answer_grows_into_the_generated_one(schooled: Any) -> None:
         parts = list(stream(schooled.model, schooled.processor, inputs, sampling=sampling, seed=3))
         assert parts[-1] == whole.text
         assert len(parts) == len(whole.token_ids)
-        assert all(later.startswith(sooner) for sooner, later in zip(parts, parts[1:], strict=False))
+        assert all(later.startswith(sooner) for sooner, later in pairwise(parts))
 
 
 def test_who_stops_listening_leaves_the_model_as_it_was(schooled: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -201,14 +200,13 @@ def test_nothing_is_held_after_a_call(noisy: Any) -> None:
 # --- what can be wrong
 # ------------------------------------------------------------------------------------------------
 @pytest.fixture
-def no_forward(schooled: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_forward(schooled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a check comes after the first forward pass."""
 
     def forward(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a forward pass ran")
 
     monkeypatch.setattr(base_of(schooled.model).model, "forward", forward)
-    yield
 
 
 @pytest.mark.usefixtures("no_forward")

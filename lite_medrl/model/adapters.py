@@ -42,7 +42,8 @@ def answering_as(model: Any, name: str = BASE) -> Iterator[Any]:
             with model.disable_adapter() if name == BASE else nullcontext():
                 yield model
         finally:
-            model.base_model.set_adapter(before)
+            tuner: Any = model.base_model
+            tuner.set_adapter(before)
             for parameter in model.parameters():
                 parameter.requires_grad_(False)
             for parameter in trained:

@@ -77,7 +77,7 @@ class Comparison:
 
         Raises DataError for an image that cannot be used.
         """
-        from lite_medrl.measure.ask import ask
+        from lite_medrl.measure.ask import ask, drawing
         from lite_medrl.model.adapters import answering_as
         from lite_medrl.model.encode import wording
         from lite_medrl.model.generate import Sampling
@@ -87,7 +87,7 @@ class Comparison:
             start = time.perf_counter()
             (asked,) = ask(
                 self.model, self.processor, [sample], num_samples=0, sampling=sampling, seed=self.recipe.seed,
-                **wording(self.recipe.prompt),
+                **wording(self.recipe.prompt), **drawing(self.recipe.rollout),
             )  # fmt: skip
             seconds = time.perf_counter() - start
         return Reply(
