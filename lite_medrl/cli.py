@@ -126,6 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     four.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the JSON there as well")
     verb(doctor, "doctor")
+    bench_arguments(verb(bench, "bench"))
     return parser
 
 
@@ -201,6 +202,27 @@ def table(results: dict[str, Any]) -> str:
         accuracy = f"{row['acc_at_1']:.3f} [{low:.3f}, {high:.3f}]"
         lines.append(f"{start}  {accuracy:<22}{row['support']:>8.3f}  {row['format_failure_frac']:.1%}")
     return "\n".join(lines)
+
+
+def bench(args: argparse.Namespace, show: Show) -> None:
+    """Time a whole stage on this machine: rollout, how fast answers are drawn."""
+    from lite_medrl.tools.bench.rollout import describe, run_rollout
+
+    result = run_rollout(args)
+    show(result, describe(result["rows"]))
+
+
+def bench_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `bench`."""
+    parser.add_argument("what", choices=["rollout"], help="the stage")
+    parser.add_argument("--tiny", action="store_true", help="the embedded model, seconds on a CPU")
+    parser.add_argument("--model", help="a folder, a hub id, embedded, or qwen3-vl-4b (random weights)")
+    parser.add_argument("--impls", metavar="A,B", help="grouped, hf, hf-static, unsloth, vllm; default: all")
+    parser.add_argument("--sequences", metavar="N,M", help="answers at once, of 1, 8 and 64; default: all")
+    parser.add_argument("--prompt-tokens", "--prompt_tokens", type=int, help="of random weights' prompts")
+    parser.add_argument("--new-tokens", "--new_tokens", type=int, help="tokens of an answer")
+    parser.add_argument("--repeats", type=int, help="timed calls a row; the median counts (default: 3)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="append the rows to this CSV file")
 
 
 @contextmanager

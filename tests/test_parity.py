@@ -53,8 +53,8 @@ def test_the_dtype_is_what_the_forward_pass_computes_in() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"generator": "hf"}, {"top_p": 0.8, "repetition_penalty": 1.2, "min_p": 0.05}, {"loss_type": "vespo"},
-     {"max_cache_gib": 1e-4}],
+    [{}, {"generator": "hf"}, {"top_p": 0.8, "repetition_penalty": 1.2, "min_p": 0.05},
+     {"loss_type": "vespo"}, {"max_cache_gib": 1e-4}],
     ids=str,
 )  # fmt: skip
 def test_grpo_passes_and_logs_the_gap(tmp_path: Path, options: dict[str, Any]) -> None:
