@@ -103,6 +103,7 @@ def test_who_stops_listening_leaves_the_model_as_it_was(schooled: Any) -> None:
     listening = stream(schooled.model, schooled.processor, inputs, sampling=GREEDY)
     next(listening)
     assert not schooled.model.training
+    assert torch.is_grad_enabled()  # between tokens, the listener's own work is as ever
     listening.close()
     assert schooled.model.training
     assert torch.is_grad_enabled()

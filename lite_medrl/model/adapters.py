@@ -1,7 +1,8 @@
 """Several adapters over one base: which of them answers, for the time of a `with` block.
 
 Base, SFT and GRPO policies share the quantised weights in memory; switching is a matter of names. A lock per
-model keeps one thread's switch out of another's answers.
+model keeps one thread's switch out of another's answers; it belongs to the block, not to a thread, because a
+server may resume a streamed answer in another one. So blocks over one model do not nest.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def answering_as(model: Any, name: str = BASE) -> Iterator[Any]:
     known = list(model.peft_config) if isinstance(model, PeftModel) else []
     if name != BASE and name not in known:
         raise ModelError(f"no adapter {name!r}; this model has {', '.join([BASE, *known])}")
-    with _LOCKS.setdefault(model, threading.RLock()):
+    with _LOCKS.setdefault(model, threading.Lock()):
         if not isinstance(model, PeftModel):
             yield model
             return

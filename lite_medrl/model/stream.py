@@ -13,6 +13,7 @@ from lite_medrl.model.generate import Asked, Sampling, answering, start
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer writes for the first bytes of a character
 
 
+@torch.no_grad()  # of a generator: while it computes, not between its steps
 def stream(
     model: Any,
     processor: Any,
@@ -27,7 +28,7 @@ def stream(
     It is the same answer as `generate` gives. Whoever stops listening early leaves the model usable.
     """
     asked = Asked(1, sampling, seed, 0, [key], False)
-    with answering(model), torch.no_grad():
+    with answering(model):
         rollout = start(model, processor, inputs, asked)
         text = ""
         for _ in rollout.steps:

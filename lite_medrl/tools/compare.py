@@ -72,6 +72,32 @@ class Comparison:
         tuned = with_adapters(loaded.model, adapters)
         return cls(type(loaded)(tuned, loaded.processor, loaded.policy), ("base", *adapters), recipe, run_dir)
 
+    def watch(self, sample: Sample) -> Iterator[tuple[str, str | Reply]]:
+        """Each stage with its greedy answer so far, token after token, and then with its reply."""
+        from lite_medrl.model.adapters import answering_as
+        from lite_medrl.model.encode import encode_prompts, wording
+        from lite_medrl.model.generate import Sampling
+        from lite_medrl.model.stream import stream
+
+        sampling = Sampling(self.recipe.diagnose.max_completion_length, temperature=0.0)
+        for stage in self.stages:
+            start, text = time.perf_counter(), ""
+            inputs = encode_prompts(
+                self.processor, [sample], **wording(self.recipe.prompt), device=self.policy.device
+            )
+            with answering_as(self.model, stage):
+                for text in stream(self.model, self.processor, inputs, sampling=sampling):
+                    yield stage, text
+            yield stage, self.reply(stage, sample, text, time.perf_counter() - start)
+
+    def reply(self, stage: str, sample: Sample, text: str, seconds: float) -> Reply:
+        """A stage's whole answer, read; `correct` is None where the sample has no gold answer ("")."""
+        from lite_medrl.measure.ask import read
+
+        asked = read(sample, text, [])
+        correct = asked.correct if sample.answer else None
+        return Reply(stage, text, asked.answer, correct, round(seconds, 2))
+
     def answer(self, stage: str, sample: Sample) -> Reply:
         """The greedy answer of one stage; `correct` is None where the sample has no gold answer ("").
 
@@ -90,9 +116,7 @@ class Comparison:
                 **wording(self.recipe.prompt), **drawing(self.recipe.rollout),
             )  # fmt: skip
             seconds = time.perf_counter() - start
-        return Reply(
-            stage, asked.greedy, asked.answer, asked.correct if sample.answer else None, round(seconds, 2)
-        )
+        return self.reply(stage, sample, asked.greedy, seconds)
 
     def answers(self, sample: Sample) -> Iterator[Reply]:
         """The answers of all stages, one after the other."""
