@@ -130,6 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
     group = verbs.add_parser("bench", help=BENCH, description=BENCH, allow_abbrev=False)
     benches = group.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
     add_step_options(verb(bench_step, "step", benches))
+    rollout_arguments(verb(bench_rollout, "rollout", benches))
     return parser
 
 
@@ -256,6 +257,26 @@ def decision(row: dict[str, Any]) -> str:
 
     support = f"support {row['support']:.3f} at K = {row['rule_k']}, threshold {row['threshold']:.3f}"
     return f"after {row['after']}: {decided(row)} ({support})"
+
+
+def bench_rollout(args: argparse.Namespace, show: Show) -> None:
+    """Tokens a second, time to the first one and memory of every generator on the same prompts."""
+    from lite_medrl.tools.bench.rollout import describe, run_rollout
+
+    result = run_rollout(args)
+    show(result, describe(result["rows"]))
+
+
+def rollout_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `bench rollout`."""
+    parser.add_argument("--tiny", action="store_true", help="the embedded model, seconds on a CPU")
+    parser.add_argument("--model", help="a folder, a hub id, embedded, or qwen3-vl-4b (random weights)")
+    parser.add_argument("--impls", metavar="A,B", help="grouped, hf, hf-static, unsloth, vllm; default: all")
+    parser.add_argument("--sequences", metavar="N,M", help="answers at once, of 1, 8 and 64; default: all")
+    parser.add_argument("--prompt-tokens", "--prompt_tokens", type=int, help="of random weights' prompts")
+    parser.add_argument("--new-tokens", "--new_tokens", type=int, help="tokens of an answer")
+    parser.add_argument("--repeats", type=int, help="timed calls a row; the median counts (default: 3)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="append the rows to this CSV file")
 
 
 @contextmanager

@@ -62,12 +62,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled answer; `sampling_logps` are natural logs under the distribution that was sampled."""
+    """One sampled answer; `sampling_logps` are natural logs under the distribution that was sampled.
+
+    `logps` are those of the model itself at the sampling temperature, without bans, penalty or truncation:
+    what `score` computes for the same tokens.
+    """
 
     token_ids: tuple[int, ...]
     text: str
     sampling_logps: tuple[float, ...]
     finish_reason: FinishReason
+    logps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

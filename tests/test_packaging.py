@@ -107,7 +107,7 @@ def test_pinned_versions_are_the_ones_tested() -> None:
 
 
 def test_every_third_party_import_is_declared() -> None:
-    known = set(declared("demo", "gpu", "unsloth", "offline"))
+    known = set(declared("demo", "gpu", "unsloth", "vllm", "offline"))
     for root in (REPO / "lite_medrl", REPO / "kernels" / "medrl_kernels"):
         for path in root.rglob("*.py"):
             if BUILDER in path.parents:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ class Job:
         from lite_medrl.model.pack_check import require_packable
 
         recipe, data = resolved.recipe, resolved.recipe.data
+        if recipe.rollout.generator == "vllm" and recipe.grpo.enabled and find_spec("vllm") is None:
+            raise RecipeError("rollout.generator = 'vllm': vllm is not installed; take generator: grouped")
         sets = {
             name: draw(load_samples(data.source, split, kinds=data.kinds), limit, seed=0)
             for name, split, limit in (
@@ -189,7 +192,7 @@ class Job:
 
     def measure(self, stage: str, number: int, split: str) -> Any:
         """One diagnosis: asks, scores, appends the stage and its completions; returns the Support."""
-        from lite_medrl.measure.ask import ask
+        from lite_medrl.measure.ask import ask, drawing
         from lite_medrl.measure.support import diagnose
         from lite_medrl.model.encode import wording
         from lite_medrl.model.generate import Sampling
@@ -203,11 +206,17 @@ class Job:
                 samples,
                 num_samples=settings.num_samples,
                 sampling=Sampling(
-                    settings.max_completion_length, settings.temperature, settings.top_p, settings.top_k
+                    settings.max_completion_length,
+                    settings.temperature,
+                    settings.top_p,
+                    settings.top_k,
+                    settings.min_p,
+                    settings.repetition_penalty,
                 ),
                 batch_size=settings.batch_size,
                 seed=self.recipe.seed,
                 progress=bar.advance,
+                **drawing(self.recipe.rollout),
                 **wording(self.recipe.prompt),
             )
         support = diagnose(
@@ -308,7 +317,7 @@ class Job:
         """What a guess, the commonest answer and the last trained model without the image score on the test
         split.
         """
-        from lite_medrl.measure.ask import ask
+        from lite_medrl.measure.ask import ask, drawing
         from lite_medrl.measure.statistics import bootstrap_ci
         from lite_medrl.measure.support import majority_baseline
         from lite_medrl.model.encode import wording
@@ -326,6 +335,7 @@ class Job:
                 sampling=Sampling(self.recipe.diagnose.max_completion_length, temperature=0.0),
                 batch_size=self.recipe.diagnose.batch_size,
                 seed=self.recipe.seed,
+                **drawing(self.recipe.rollout),
                 **wording(self.recipe.prompt),
             )
         rows = {

@@ -126,6 +126,9 @@ def run_grpo(
         temperature=grpo.temperature,
         top_p=grpo.top_p,
         top_k=grpo.top_k,
+        min_p=grpo.min_p,
+        repetition_penalty=grpo.repetition_penalty,
+        **generator_config(recipe),
         beta=grpo.beta,
         epsilon=grpo.epsilon,
         epsilon_high=grpo.epsilon_high,
@@ -155,6 +158,14 @@ def run_grpo(
     )
     run_quietly(trainer, "grpo")
     return rollouts(trainer)
+
+
+def generator_config(recipe: Recipe) -> dict[str, Any]:
+    """Who draws the completions, in our config's words or, for vLLM, in TRL's."""
+    rollout = recipe.rollout
+    if rollout.generator == "vllm":
+        return {"use_vllm": True, "vllm_mode": "colocate"}
+    return {"generator": rollout.generator, "max_cache_gib": rollout.max_cache_gib}
 
 
 def run_quietly(trainer: Any, stage: str) -> None:
