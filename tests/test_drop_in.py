@@ -122,7 +122,7 @@ def test_loss_and_gradient_are_trls(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     trainer.model.train()
-    batch = trainer._scored(rows(trainer), G)
+    batch = number_groups(trainer._generate_and_score_completions(rows(trainer)), G)
     rotate_in_fp64(monkeypatch)
     in_fp64(trainer.model)
     assert [len(one["image_grid_thw"]) for one in batch["images_G"]] == [1, 2, 1, 1]
