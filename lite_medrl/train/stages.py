@@ -17,7 +17,7 @@ from lite_medrl.sections import Recipe, Training
 from lite_medrl.train.columns import to_dataset
 from lite_medrl.train.config import GRPOConfig, SFTConfig
 from lite_medrl.train.grpo import GRPOTrainer
-from lite_medrl.train.guards import FiniteOnly, refuse_not_finite
+from lite_medrl.train.guards import FiniteOnly, refuse_not_finite, told_by_stage
 from lite_medrl.train.rewards import resolve
 from lite_medrl.train.sft import SFTTrainer
 from lite_medrl.types import Sample
@@ -176,7 +176,8 @@ def run_quietly(trainer: Any, stage: str) -> None:
 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.train()
+    with told_by_stage(trainer, stage):
+        trainer.train()
     refuse_not_finite(trainer.model, stage)
     trainer.model.eval()
 
