@@ -17,7 +17,7 @@ help:
 	@echo "make test        ruff, pyright and pytest;  make lint  without pytest;  make format  rewrites"
 	@echo "make clean       remove caches and builds (not $(VENV), not runs/)"
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed $(VENV)/trl-upper/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) must be \
 	Python 3.11 or newer; name another with: make PYTHON=python3.12" >&2; exit 1; }
@@ -26,6 +26,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV), once; this takes a few minutes"
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# The upper end of the TRL range, for tests/test_trl_range.py. Alone in a folder of its own, without -c: constraints.txt
+# pins the lower end, whose other packages serve both.
+$(VENV)/trl-upper/.installed: tests/trl-upper.txt | $(VENV)/.installed
+	rm -rf $(@D)
+	PIP_CONSTRAINT= $(BIN)/pip install -q --no-deps --target $(@D) -r $<
 	@touch $@
 
 # --overwrite replaces a run of ours in that directory, and nothing else.
@@ -42,7 +49,7 @@ study: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/lite-medrl demo $(RUN)
 
-test: lint browser
+test: install lint browser
 	$(BIN)/pytest -q
 
 lint: $(VENV)/.installed

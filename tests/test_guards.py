@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lite_medrl.train.guards import SCALER_HALVINGS, FiniteOnly, refuse_not_finite
+from lite_medrl.train.guards import SCALER_HALVINGS, FiniteOnly, refuse_not_finite, refuse_processes
 from lite_medrl.train.stages import Recorder
 
 NAN, INF = math.nan, math.inf
@@ -83,3 +83,9 @@ def test_a_metrics_row_is_json_whatever_is_logged() -> None:
     assert [(row["step"], row["loss"], row["grad_norm"], row["entropy"]) for row in rows] == [
         (3, 0.5, None, None)
     ]
+
+
+def test_several_processes_are_refused_before_their_gradients_would_differ() -> None:
+    refuse_processes(1)
+    with pytest.raises(ValueError, match=r"num_processes=2: this trainer runs on one GPU; .* TRL's own"):
+        refuse_processes(2)

@@ -557,6 +557,20 @@ def test_bad_recipes_are_refused_before_anything_is_written(
     assert {p.name for p in tmp_path.iterdir()} == {"recipe.yaml"}
 
 
+def test_packing_that_the_model_cannot_do_is_refused_before_anything_is_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "experts"
+    shutil.copytree(tiny.folder(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["num_experts"] = 4
+    (folder / "config.json").write_text(json.dumps(config))
+    path = write(tmp_path, model={"model_name_or_path": str(folder)}, grpo={"prefix_tree": "required"})
+    message = "packing was asked for, but is not possible: llava: the load of its experts depends on"
+    assert message in refused([str(path)], tmp_path, capfd)
+    assert {p.name for p in tmp_path.iterdir()} == {"recipe.yaml", "experts"}
+
+
 def test_an_occupied_directory_stays_as_it_is(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], straight: Run
 ) -> None:

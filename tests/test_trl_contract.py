@@ -147,11 +147,11 @@ folder = Path(tempfile.mkdtemp(dir=tiny.scratch()))
 sft = test_sft.trainer_of(folder)
 batch = sft._prepare_inputs(sft.data_collator([sft.train_dataset[i] for i in range(2)]))
 try:
-    trl.SFTTrainer.compute_loss(sft, sft.model, dict(batch))
+    stock = float(trl.SFTTrainer.compute_loss(sft, sft.model, dict(batch)).detach())
+    print("stock", trl.__version__, stock / float(sft.compute_loss(sft.model, dict(batch)).detach()))
 except RuntimeError as error:
     assert "0 active drivers" in str(error)
-else:
-    raise SystemExit("stock TRL works here: is this test still needed?")
+    print("stock", trl.__version__, "stops")
 sft.train()
 print("sft", sft.state.log_history[0]["loss"])
 grpo = test_grpo.trainer_of(folder, sft.model, beta=0.1, num_iterations=2, max_steps=2)
@@ -162,14 +162,22 @@ print("grpo", len([row for row in grpo.state.log_history if "kl" in row]))
 
 @pytest.mark.slow
 def test_training_works_where_triton_can_be_imported_but_not_run() -> None:
-    path = os.pathsep.join(map(str, [tiny.REPO / "tests", tiny.REPO, tiny.REPO / "kernels"]))
+    # The TRL of this process goes first: it may be the one that PYTHONPATH leads with.
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    roots = [*inherited, tiny.REPO / "tests", tiny.REPO, tiny.REPO / "kernels"]
+    path = os.pathsep.join(str(root) for root in roots if root)
     own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TINY_FOLDER": str(tiny.folder())}
     done = subprocess.run(
         [sys.executable, "-c", TRAIN], capture_output=True, text=True, timeout=600, check=False,
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | own,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    words = [line.split() for line in done.stdout.splitlines() if line.startswith(("sft", "grpo"))]
-    assert [word[0] for word in words] == ["sft", "grpo"]
-    assert 0 < float(words[0][1]) < 10
-    assert int(words[1][1]) == 2
+    words = [line.split() for line in done.stdout.splitlines() if line.startswith(("stock", "sft", "grpo"))]
+    assert [word[0] for word in words] == ["stock", "sft", "grpo"]
+    assert words[0][1] == trl.__version__
+    if Version(trl.__version__) < Version("1.16"):  # 1.16 folds in PyTorch where there is no card
+        assert words[0][2] == "stops", moved("where its fused head runs: is this test still needed?")
+    else:
+        assert float(words[0][2]) == pytest.approx(1, rel=1e-5)
+    assert 0 < float(words[1][1]) < 10
+    assert int(words[2][1]) == 2

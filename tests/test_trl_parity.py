@@ -298,16 +298,38 @@ def test_defaults_are_trls_in_fp32(loss_type: str) -> None:
             assert parameter.default == default_of(field), name
 
 
+def summed(parts: list[tuple[Any, ...]]) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of an accumulation window from those of its micro-batches."""
+    return torch.stack([part[0] for part in parts]).sum(), torch.cat([part[1] for part in parts])
+
+
+@pytest.mark.parametrize("lengths", [(4, 1, 7, 3, 2, 5, 6, 3), (3,) * 8], ids=["uneven", "even"])
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_splitting_an_accumulation_window_is_trls_too(loss_type: str, level: str) -> None:
-    """1 x 8 and 8 x 1 completions: each micro-batch is TRL's, so their sums are."""
-    b = batch((4, 1, 7, 3, 2, 5, 6, 2))
+def test_splitting_an_accumulation_window_is_trls_too(
+    loss_type: str, level: str, lengths: tuple[int, ...]
+) -> None:
+    """1 x 8, 2 x 4, 4 x 2 and 8 x 1 completions: each micro-batch is TRL's, and so is whether they add up.
+
+    They do, but for bnpo, which weighs each micro-batch by its own tokens: only of equal counts there.
+    """
+    b = batch(lengths)
     options = BASE | {"loss_type": loss_type, "importance_sampling_level": level, "num_items_in_batch": 30}
-    assert_same(b, options)
-    options |= {"gradient_accumulation_steps": 8, "steps_per_generation": 8}
-    for row in range(8):
-        assert_same({name: x[row : row + 1] for name, x in b.items()}, options)
+    options |= {"beta": 0.1, "off_policy_mask_threshold": 0.1}
+    options |= {"importance_sampling_correction": True, "importance_sampling_mode": "token_truncate"}
+    whole = run_trl(b, options, per_token=False, training=True)
+    for size in (1, 2, 4, 8):
+        steps = 8 // size
+        options |= {"gradient_accumulation_steps": steps, "steps_per_generation": steps}
+        cuts = [{name: x[i : i + size] for name, x in b.items()} for i in range(0, 8, size)]
+        for cut in cuts:
+            assert_same(cut, options)
+        theirs = summed([run_trl(cut, options, per_token=False, training=True) for cut in cuts])
+        ours = summed([run_ours(cut, options, per_token=False) for cut in cuts])
+        adds_up = loss_type != "bnpo" or size == 8 or len(set(lengths)) == 1
+        for loss, grad in (theirs, ours):
+            assert torch.allclose(loss, whole[0], rtol=1e-10) == adds_up
+            assert torch.allclose(grad, whole[1], rtol=1e-10) == adds_up
 
 
 @settings(max_examples=60)

@@ -29,7 +29,16 @@ from lite_medrl.model.prompt_images import (
     split_images,
     with_equal_images,
 )
-from lite_medrl.model.tree_mask import attention_mask, device_of, mask_rules, row_multiple, use_tree_attention
+from lite_medrl.model.tree_mask import (
+    attention_mask,
+    device_of,
+    is_dense,
+    mask_rules,
+    row_alone,
+    row_blocks,
+    row_multiple,
+    use_tree_attention,
+)
 
 
 class States(NamedTuple):
@@ -154,10 +163,9 @@ def packed_states(
             padding counted; at least one row goes at a time.
     """
     base = base_of(model)
-    use_tree_attention(base)
     pad_token = int(base.config.image_token_id == 0)  # any but the image token
     hidden, source, target, completion = [], [], [], []
-    for rows in passes(trees, tokens_per_pass):
+    for rows in passes(trees, tokens_per_pass, alone=row_alone(base)):
         tensors = to_tensors(rows, pad_token=pad_token, multiple=row_multiple(base), device=device_of(base))
         source.append(tensors.source_N + sum(map(len, hidden)))
         hidden.append(_forward(base, rows, tensors, [images[tree.root] for tree in rows]))
@@ -170,8 +178,11 @@ def _forward(
     base: Any, trees: Sequence[PrefixTree], tensors: TreeTensors, images: Sequence[Images]
 ) -> Tensor:
     """States [S, D] of one pass."""
-    rules = mask_rules(base.config, tensors)
-    masks = {kind: attention_mask(base, rule, tensors.token_RT.shape) for kind, rule in rules.items()}
+    rules, blocks = mask_rules(base.config, tensors), row_blocks(base, tensors.end_RT)
+    shape = tensors.token_RT.shape
+    masks = {kind: attention_mask(base, rule, shape, blocks) for kind, rule in rules.items()}
+    if any(not is_dense(mask) for mask in masks.values()):
+        use_tree_attention(base)
     hidden_RTD = base.model(
         input_ids=tensors.token_RT,
         attention_mask=masks if len(masks) > 1 else masks.popitem()[1],
@@ -194,12 +205,18 @@ def token_types(base: Any, ids_BL: Tensor) -> dict[str, Tensor]:
     return {key: is_image_BL for key in ("token_type_ids", "mm_token_type_ids") if key in wanted}
 
 
-def passes(trees: Sequence[PrefixTree], tokens_per_pass: int) -> Iterator[list[PrefixTree]]:
-    """Rows in order, as many at a time as fill at most `tokens_per_pass` places (at least one)."""
+def passes(
+    trees: Sequence[PrefixTree], tokens_per_pass: int, *, alone: int | None = None
+) -> Iterator[list[PrefixTree]]:
+    """Rows in order, as many at a time as fill at most `tokens_per_pass` places (at least one).
+
+    Rows of `alone` tokens or more share a pass with no other.
+    """
     rows: list[PrefixTree] = []
     for tree in trees:
         width = max(len(row.token_T) for row in [*rows, tree])
-        if rows and width * (len(rows) + 1) > tokens_per_pass:
+        long = alone is not None and width >= alone
+        if rows and (long or width * (len(rows) + 1) > tokens_per_pass):
             yield rows
             rows = []
         rows = [*rows, tree]

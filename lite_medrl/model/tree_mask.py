@@ -1,6 +1,7 @@
 """The attention mask of a prefix tree, from one rule for each kind of layer.
 
-The rule becomes a FlexAttention block mask on CUDA cards from Ampere on, and a dense mask for SDPA elsewhere.
+The rule becomes a FlexAttention block mask on CUDA cards from Ampere on, and elsewhere masks for SDPA: a
+dense one, or for a long row one per block of the tree (`tree_blocks`).
 A token sees its ancestors. A sliding window looks back along the path, so it compares depths rather than
 places in the row; Gemma-3 lets the tokens of one image see each other both ways.
 
@@ -26,6 +27,14 @@ from transformers.masking_utils import sdpa_mask
 
 from lite_medrl.model.load import text_model
 from lite_medrl.model.prefix_tree import TreeTensors
+from lite_medrl.model.tree_blocks import (
+    ROW,
+    Block,
+    BlockedMask,
+    blocked_attention,
+    blocked_mask,
+    worth_cutting,
+)
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +76,14 @@ def image_numbers(is_image_RT: Tensor) -> Tensor:
     return torch.where(is_image_RT, first_RT.cumsum(1) - 1, -1)
 
 
-def attention_mask(base: Any, rule: MaskRule, shape: Sequence[int]) -> Tensor | BlockMask:
-    """A mask that the model's attention takes as it is."""
+def attention_mask(
+    base: Any, rule: MaskRule, shape: Sequence[int], blocks: Sequence[Block] | None = None
+) -> Tensor | BlockMask:
+    """A mask that the model's attention takes as it is; `blocks` are those of a row that is worth cutting."""
     rows, width = shape
     device = device_of(base)
+    if blocks is not None:
+        return blocked_mask(rule, blocks, device, mask_dtype(base))
     if choose_attention(device) == "flex":
         return create_block_mask(rule, rows, None, width, width, device=device, BLOCK_SIZE=FLEX_BLOCK)
     return dense_mask(rule, rows, width, device, mask_dtype(base))
@@ -110,21 +123,36 @@ def choose_attention(device: torch.device) -> str:
     return choice
 
 
+def row_blocks(base: Any, end_RT: Tensor) -> list[Block] | None:
+    """Blocks of a single row where they save enough and FlexAttention does not do it."""
+    if len(end_RT) > 1 or choose_attention(device_of(base)) == "flex" or not takes_blocks(base):
+        return None
+    return worth_cutting(end_RT[0].tolist())
+
+
+def takes_blocks(base: Any) -> bool:
+    """Whether the text model's attention may be replaced: SDPA, or ours already."""
+    text: Any = text_model(base)
+    return text.config._attn_implementation in ("sdpa", ATTENTION)
+
+
 def use_tree_attention(base: Any) -> None:
-    """Where block masks are used, gives the text model an attention that takes them besides ordinary masks.
+    """Gives the text model an attention that takes block masks besides ordinary masks.
 
     It stays, because gradient checkpointing runs the layers again after the forward pass is over; without a
     block mask it is SDPA, so generation is as before.
     """
     text: Any = text_model(base)
-    if choose_attention(device_of(base)) == "flex" and text.config._attn_implementation != ATTENTION:
+    if text.config._attn_implementation != ATTENTION:
         AttentionInterface.register(ATTENTION, tree_attention)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         text.set_attn_implementation(ATTENTION)
 
 
 def tree_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
-    """transformers' FlexAttention for a block mask, its SDPA for any other."""
+    """transformers' FlexAttention for a block mask, its SDPA for any other, of a long row block by block."""
+    if isinstance(mask, BlockedMask):
+        return blocked_attention(module, query, key, value, mask, options)
     attend: Any = flex_attention_forward if isinstance(mask, BlockMask) else sdpa_attention_forward
     return attend(module, query, key, value, mask, **options)
 
@@ -135,3 +163,13 @@ def row_multiple(base: Any) -> int:
     if choose_attention(device) == "flex":
         return FLEX_BLOCK
     return 8 if device.type == "cuda" else 1
+
+
+def row_alone(base: Any) -> int | None:
+    """Rows this long are cut into blocks, one at a time; None where FlexAttention takes rows together."""
+    return None if choose_attention(device_of(base)) == "flex" or not takes_blocks(base) else ROW
+
+
+def is_dense(mask: Any) -> bool:
+    """Whether stock attention understands a mask."""
+    return not isinstance(mask, (BlockMask, BlockedMask))

@@ -88,6 +88,7 @@ class Job:
         """Everything that can be refused is refused here, before the folder is touched."""
         from lite_medrl.data.sources import check_images, load_samples
         from lite_medrl.model.load import add_lora, fingerprint, load_for
+        from lite_medrl.model.pack_check import require_packable
 
         recipe, data = resolved.recipe, resolved.recipe.data
         sets = {
@@ -102,6 +103,8 @@ class Job:
             check_images(samples)
         lora = recipe.lora
         loaded = load_for(recipe.model)
+        if "required" in (recipe.sft.prefix_tree, recipe.grpo.prefix_tree):
+            require_packable(loaded.model)
         say(f"{recipe.model.model_name_or_path}: {loaded.policy}")
         base = fingerprint(loaded.model)
         peft = add_lora(

@@ -34,7 +34,7 @@ from lite_medrl.train.batches import (
     split_rows,
 )
 from lite_medrl.train.config import tree_options
-from lite_medrl.train.guards import refuse_ignored, restore, trainable
+from lite_medrl.train.guards import refuse_ignored, refuse_processes, restore, trainable
 from lite_medrl.train.image_order import ImageOrder, images_of_rows
 from lite_medrl.train.once import OncePerGroup, as_tensor
 from medrl_kernels import grpo_loss
@@ -66,11 +66,10 @@ class GRPOTrainer(TRLGRPOTrainer):
         super().__init__(*args, **kwargs)
         restore(self.model, values)
         refuse_ignored(self.args, ONLY if self.use_vllm else ONLY | ONLY_IN_OUR_GENERATOR)
+        refuse_processes(self.accelerator.num_processes)
         if tree_options(self.args)["prefix_tree"] == "required":
             require_packable(self.model)
         self._resample_rounds = getattr(self.args, "resample_rounds", 0)
-        if self._resample_rounds and self.accelerator.num_processes > 1:
-            raise ValueError("resample_rounds: groups are replaced on a single process only")
         if self._resample_rounds and not hasattr(self.train_dataset, "__getitem__"):
             raise ValueError(
                 "resample_rounds: fresh prompts are drawn at random, which needs a Dataset, not a stream"

@@ -24,6 +24,17 @@ def refuse_ignored(args: Any, only: Mapping[str, Any]) -> None:
             )
 
 
+def refuse_processes(num_processes: int) -> None:
+    """ValueError for more than one process: our forward passes go around DDP's wrapper, so gradients would
+    not be averaged.
+    """
+    if num_processes > 1:
+        raise ValueError(
+            f"num_processes={num_processes}: this trainer runs on one GPU; start it without `accelerate "
+            "launch` or torchrun, or take TRL's own trainer for several"
+        )
+
+
 def trainable(model: Any) -> dict[str, torch.Tensor]:
     """The values of the trainable parameters, for `restore`; none for a model that is still a name."""
     named = model.named_parameters() if isinstance(model, nn.Module) else ()

@@ -3,8 +3,8 @@
 A drop-in: same constructor, `SFTConfig` and columns. It differs in three places. Rows of a batch that show
 one image share it (`model.packed`; `group_by_image` brings them together), with the same loss. The head runs
 through `medrl_kernels.grouped_logp`, so no logits of the whole row exist and a CPU with triton installed
-works (stock TRL stops there). LoRA weights of a quantised model stay in fp32 (TRL casts them to bf16, which
-neither a T4 nor a CPU can train in).
+works (stock TRL 1.15 stops there). LoRA weights of a quantised model stay in fp32 (TRL casts them to bf16,
+which neither a T4 nor a CPU can train in).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from lite_medrl.model.pack_check import packable_plan, require_packable
 from lite_medrl.model.packed import Plan, States, base_of, packed_states, plan_labelled
 from lite_medrl.model.score import LEAST_SAVING, head_logp
 from lite_medrl.train.config import tree_options
-from lite_medrl.train.guards import refuse_ignored, restore, trainable
+from lite_medrl.train.guards import refuse_ignored, refuse_processes, restore, trainable
 from lite_medrl.train.image_order import ImageOrder, images_of_rows
 
 # Options of SFTConfig with the one value that this trainer has; another would change the loss unseen.
-ONLY = {"loss_type": "nll", "label_smoothing_factor": 0.0}
+ONLY = {"loss_type": "nll", "label_smoothing_factor": 0.0, "packing": False, "padding_free": False}
 
 
 class SFTTrainer(TRLSFTTrainer):
@@ -37,6 +37,7 @@ class SFTTrainer(TRLSFTTrainer):
         super().__init__(*args, **kwargs)
         restore(self.model, values)
         refuse_ignored(self.args, ONLY)
+        refuse_processes(self.accelerator.num_processes)
         if tree_options(self.args)["prefix_tree"] == "required":
             require_packable(self.model)
 
