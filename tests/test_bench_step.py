@@ -8,6 +8,7 @@ import multiprocessing
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -388,18 +389,29 @@ def test_processes_are_measured_in_turns_on_a_cpu_and_apart_on_a_card(scripted: 
     assert scripted.asked == [(impl, c) for impl in ("trl", "lite-medrl") for c in commands]
 
 
-def test_repeats_stop_when_time_is_up(scripted: type[Scripted]) -> None:
-    scripted.script = {"trl": 2.0, "lite-medrl": 0.5}
+def test_repeats_stop_when_time_is_up(scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that TRL's step moves by 2 s and ours by 0.5 s: 10 s hold four turns, a little less three."""
+    scripted.script, now = {"trl": 2.0, "lite-medrl": 0.5}, [0.0]
+    ask = scripted.ask
+
+    def later(self: Scripted, command: str, phase: str, end: float) -> Any:
+        now[0] += self.script[self.job.impl] if command == "seconds" else 0.0
+        return ask(self, command, phase, end)
+
+    monkeypatch.setattr(scripted, "ask", later)
+    monkeypatch.setattr(compare, "time", SimpleNamespace(monotonic=lambda: now[0]))
     case = replace(SMALL, repeats=9)
-    found, _ = compare.compare(case, ("update",), ["trl", "lite-medrl"], time.monotonic())
-    assert [row.repeats for row in found] == [2, 2]
+    for end, repeats in ((0.0, 2), (9.9, 3), (10.0, 4), (99.0, 9)):
+        now[0] = 0.0
+        found, _ = compare.compare(case, ("update",), ["trl", "lite-medrl"], end)
+        assert [row.repeats for row in found] == [repeats] * 2, end
 
 
 def test_a_peer_that_fails_is_left_out_and_ours_is_an_error(scripted: type[Scripted]) -> None:
     scripted.script = {"trl": worker.WorkerError("Traceback\nout of memory: 3 GiB"), "lite-medrl": 0.5}
     found, left_out = compare.compare(SMALL, ("update",), ["trl", "lite-medrl"], time.monotonic() + 60)
     assert [row.impl for row in found] == ["lite-medrl"]
-    assert left_out == [{"impl": "trl", "shape": "tiny", "why": "out of memory: 3 GiB"}]
+    assert left_out == [{"impl": "trl", "shape": "tiny", "why": "update: out of memory: 3 GiB"}]
     scripted.script = {"trl": 2.0, "lite-medrl": worker.WorkerError("killed")}
     with pytest.raises(RuntimeError, match=r"lite-medrl failed:\nkilled"):
         compare.compare(SMALL, ("update",), ["trl", "lite-medrl"], time.monotonic() + 60)

@@ -175,14 +175,17 @@ class Turns:
         return found
 
     def phase(self, phase: str, enough: float) -> list[tuple[str, dict[str, Any], list[float]]]:
-        """One phase of all; repeats stop after the time `enough`, but not before there are two."""
+        """One phase of all; two repeats, then more while another one would end before `enough`."""
         looks = self.ask_all("look", phase)
         times: dict[str, list[float]] = {impl: [] for impl in looks}
+        round_s = 0.0
         for number in range(self.jobs[0].case.repeats):
-            if number >= 2 and time.monotonic() > enough:
+            begin = time.monotonic()
+            if number >= 2 and begin + round_s > enough:
                 break
             for impl, seconds in self.ask_all("seconds", phase).items():
                 times[impl].append(seconds)
+            round_s = max(round_s, time.monotonic() - begin)
         return [(impl, look, times[impl]) for impl, look in looks.items() if times[impl]]
 
     def ask_all(self, command: str, phase: str) -> dict[str, Any]:
@@ -194,7 +197,7 @@ class Turns:
             except WorkerError as error:
                 if impl.startswith("lite-medrl") and worker.died():
                     raise RuntimeError(f"the process of {impl} failed:\n{error}") from None
-                self.why[impl] = str(error).splitlines()[-1]
+                self.why[impl] = f"{phase}: {str(error).splitlines()[-1]}"
                 self.workers.pop(impl).stop()
         return answers
 
