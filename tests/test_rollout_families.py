@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,15 +54,18 @@ def make_inputs(family: str, dtype: torch.dtype = torch.float32) -> dict[str, to
     return {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
 
 
-def transformers_greedy(model: Any, inputs: dict[str, torch.Tensor], length: int) -> list[list[int]]:
+def transformers_greedy(
+    model: Any, inputs: dict[str, torch.Tensor], length: int, stops: Sequence[int] = (END,), **options: Any
+) -> list[list[int]]:
     types = token_types(base_of(model), inputs["input_ids"])
     with torch.no_grad():
         output = model.generate(
             **inputs, **types, do_sample=False, max_new_tokens=length, suppress_tokens=BANNED,
-            eos_token_id=END, pad_token_id=PAD,
+            eos_token_id=list(stops), pad_token_id=PAD, **options,
         )  # fmt: skip
     rows = output[:, inputs["input_ids"].shape[1] :].tolist()
-    return [row[: row.index(END) + 1] if END in row else row for row in rows]
+    ends = [next((i + 1 for i, token in enumerate(row) if token in stops), length) for row in rows]
+    return [row[:end] for row, end in zip(rows, ends, strict=True)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -74,6 +78,25 @@ def test_greedy_is_transformers_token_for_token(family: str) -> None:
     assert [list(c.token_ids) for group in ours for c in group] == [row for row in theirs for _ in range(2)]
     assert len({tuple(row) for row in theirs}) == 3  # the prompts do not answer alike
     assert max(map(len, theirs)) > 9  # answers outgrow the sliding windows
+
+
+def test_with_a_repetition_penalty_too_though_rows_leave_at_different_times() -> None:
+    """Tokens of the prompt and of the answer so far count, each row's its own."""
+    model, inputs, lengths = make_model("llava"), make_inputs("llava"), set[int]()
+    model.generation_config.eos_token_id = stops = [END, 13, 19, 26, 31, 45]
+    inputs = {
+        key: torch.cat([value, value.flip(0)]) for key, value in inputs.items() if key != "pixel_values"
+    }
+    images = [tiny_vlms.make_images("llava", n) for n in ([0], [1, 2], [0], [0], [1, 2], [0])]
+    inputs["pixel_values"] = torch.cat([one["pixel_values"] for one in images]).float()
+    for penalty in (1.15, 1.6, 0.8):
+        sampling = Sampling(24, temperature=0.0, repetition_penalty=penalty)
+        ours = generate(model, make_processor(), inputs, num_generations=1, sampling=sampling)
+        theirs = transformers_greedy(model, inputs, 24, stops, repetition_penalty=penalty)
+        assert [list(c.token_ids) for (c,) in ours] == theirs
+        assert theirs != transformers_greedy(model, inputs, 24, stops)
+        lengths |= {len(row) for row in theirs}
+    assert len(lengths) > 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
