@@ -311,8 +311,8 @@ def test_options_beyond_the_letters_are_read_by_text() -> None:
     assert parse(tagged("J"), options=options).value == "organ 10"
 
 
-def test_unknown_profile_names_the_two() -> None:
-    with pytest.raises(ValueError, match=r"'lite-v2': use 'lite-v1' or 'strict'"):
+def test_unknown_profile_names_them_all() -> None:
+    with pytest.raises(ValueError, match=r"'lite-v2': use one of lite-v1, strict, medvlthinker"):
         parse("B", options=SCAN, profile="lite-v2")
 
 

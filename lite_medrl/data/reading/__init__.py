@@ -1,1 +1,1 @@
-"""How texts are read and judged: one file for what counts as equal, one for the tolerant reading, one a source."""
+"""How texts are read and judged: what counts as equal, our profiles, and one file a published rule."""

@@ -1,7 +1,7 @@
 """Which option is this phrase? Its text, its letter, or both; nothing else counts.
 
-The senses of equality (equality.py) are tried from the strictest on, so options that differ only a little stay
-apart; letters come before the loose senses: in a question with blood groups "A" is the option "A".
+The senses of equality (equality.py) are tried from the strictest on, so options that differ only a little
+stay apart; letters come between: where the options are blood groups, "A" is the option "A".
 """
 
 from __future__ import annotations

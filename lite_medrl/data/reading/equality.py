@@ -1,8 +1,8 @@
 """When are two texts the same answer? Keys from strict to loose; texts whose keys are equal are equal.
 
-verbatim (outer white space) -> exact (NFKC, case, white space) -> trimmed (outer punctuation) -> words (inner
-punctuation, articles) -> stems (plurals, number words, place of left and right). Never a substring: every word,
-sign and number of a text goes into its key.
+verbatim (outer white space) -> exact (NFKC, case, white space) -> trimmed (outer punctuation) -> words
+(inner punctuation, articles) -> stems (plurals, number words, place of left and right). Never a substring:
+every word, sign and number of a text goes into its key.
 """
 
 from __future__ import annotations

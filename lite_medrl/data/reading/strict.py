@@ -1,7 +1,7 @@
 """Profile "strict": the format must hold, and <answer> must be the option, its letter or "letter. text".
 
-Only case and outer white space are forgiven. Differs from MedVLThinker's reward, which it resembles, in that a
-line break in <answer> and one after the text do no harm.
+Only case and outer white space are forgiven. Differs from MedVLThinker's reward, which it resembles: line
+breaks inside <answer> and after the text do no harm.
 """
 
 from __future__ import annotations
