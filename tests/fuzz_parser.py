@@ -1,4 +1,4 @@
-"""Throws random texts at the parser and measures its speed: `python tests/fuzz_parser.py --output FILE`.
+"""Throws random texts at the parser and measures its speed: `make parser`.
 
 The speed is that of one core reading every text of the golden table once a pass, odd ones and common ones
 alike; nothing is kept between passes but the options' tables. The random texts come from three mills: any
