@@ -28,7 +28,6 @@ from lite_medrl.data.answers import (
     parse,
 )
 from lite_medrl.types import Sample
-from tests.fuzz_parser import noise
 
 GOLDEN = golden()
 LUNG = ("left lung", "lung", "heart", "right lung")
