@@ -105,8 +105,15 @@ def judge(
 
 
 def is_correct(text: str, sample: Sample) -> bool:
-    """Whether the tolerant reading of `text` is the sample's gold option."""
-    return parse(text, options=sample.options).value == sample.answer
+    """Whether the tolerant reading of `text` is the sample's gold answer."""
+    return is_gold(parse(text, options=sample.options).value, sample)
+
+
+def is_gold(value: str | None, sample: Sample) -> bool:
+    """Whether a reading is the gold option, or matches the gold of an open question."""
+    if sample.options or value is None:
+        return value == sample.answer
+    return same_answer(value, sample.answer)
 
 
 def has_format(text: str) -> bool:
