@@ -196,6 +196,10 @@ def test_is_correct() -> None:
     assert is_correct(tagged("B"), sample)
     assert not is_correct(tagged("A"), sample)
     assert not is_correct("no idea", sample)
+    free = Sample("2", (), "What is seen?", (), "two masses", "finding", "head", "here", "CC0-1.0")
+    assert is_correct(tagged("2 mass"), free)
+    assert not is_correct(tagged("mass"), free)
+    assert not is_correct("no idea", free)
 
 
 WORDS = """<think> </think> <answer> </answer> < / > A B C (A) B. D) yes no not answer: is the The a an or
