@@ -11,8 +11,8 @@ Known defects: "normal" and "known" hold a "no"; a text with both yes and no is 
 closed question whose gold is neither is right only if yes or no occurs as well. Before the repair
 (`released`, the numbers of arXiv 2306.00890) a wrong answer that holds yes or no is not counted at all:
 half right prints 100 %. "Exact match" is the share of the text's tokens that the gold has. Recall counts a
-repeated right word again and again. "Open accuracy" always picks some candidate. After the 32nd full stop
-they stay. Not restated: BLEU.
+repeated right word again and again. "Open accuracy" always picks some candidate. Full stops
+past the 32nd stay (past the 64th in open questions, normalised twice). Not restated: BLEU.
 """
 
 from __future__ import annotations
