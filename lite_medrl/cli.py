@@ -126,6 +126,11 @@ def make_parser() -> argparse.ArgumentParser:
         "run_dirs", nargs="+", type=Path, metavar="RUN", help="finished runs that differ in seed"
     )
     four.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the JSON there as well")
+    five = verb(compare, "compare")
+    five.add_argument("first", type=Path, metavar="RUN_A", help="output directory of a finished run")
+    five.add_argument("second", type=Path, metavar="RUN_B", help="another one, on the same questions")
+    five.add_argument("--split", default="test", choices=["test", "validation"], help="default: test")
+    five.add_argument("--stage", metavar="NAME", help="base, sft, sft-2, grpo; default: each run's last one")
     verb(doctor, "doctor")
     group = verbs.add_parser("bench", help=BENCH, description=BENCH, allow_abbrev=False)
     benches = group.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
@@ -211,6 +216,14 @@ def pool(args: argparse.Namespace, show: Show) -> None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(pooled, indent=2) + "\n")
     show(pooled, describe(pooled))
+
+
+def compare(args: argparse.Namespace, show: Show) -> None:
+    """Say whether the second of two runs is better, paired question by question."""
+    from lite_medrl.tools.compare_runs import compare_runs, describe
+
+    found = compare_runs(args.first, args.second, split=args.split, stage=args.stage)
+    show(found, describe(found))
 
 
 def doctor(args: argparse.Namespace, show: Show) -> int:

@@ -212,6 +212,17 @@ def test_stages_agree_with_the_answers_that_were_written(straight: Run) -> None:
             low, high = stage[f"{name}_ci95"]
             assert low <= stage[name] <= high
         assert set(stage["pass_at_k_ci95"]) == {"1", "2", "4"}
+        for row in rows:
+            assert sum(value == row["answer"] for value in row["sampled"]) == row["num_correct"]
+            assert len(row["sampled"]) == row["num_samples"] == 4
+        assert stage["mean_at_k"] == pytest.approx(stage["pass_at_k"]["1"])
+        assert stage["maj_at_k"]["1"] == pytest.approx(sum(r["sampled"][0] == r["answer"] for r in rows) / n)
+        assert stage["maj_at_k_tied_frac"].keys() == stage["maj_at_k"].keys() == {"1", "2", "4"}
+        assert stage["scores"]["accuracy"] == pytest.approx(stage["acc_at_1"])
+        assert stage["scores"]["by_answer_type"].keys() == {"choice"}
+        assert stage["scores"]["parse_failure_frac"] == pytest.approx(
+            sum(r["failure"] is not None for r in rows) / n
+        )
         assert stage["seconds"] > 0
 
 

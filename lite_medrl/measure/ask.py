@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lite_medrl.data.answers import Answer, is_correct, parse
+from lite_medrl.data.answers import Answer, is_gold, parse
 from lite_medrl.data.prompts import INSTRUCTION
 from lite_medrl.model.encode import encode_prompts
 from lite_medrl.model.generate import Generator, Sampling, generate
@@ -17,7 +17,7 @@ from lite_medrl.types import Sample
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What came back for one question."""
+    """What came back for one question; `sampled`: each sampled answer as it was read, None for a failure."""
 
     sample: Sample
     greedy: str
@@ -25,6 +25,7 @@ class Asked:
     correct: bool
     num_correct: int
     num_samples: int
+    sampled: tuple[str | None, ...] = ()
 
 
 def ask(
@@ -86,6 +87,7 @@ def drawing(rollout: Rollout) -> dict[str, Any]:
 
 def read(sample: Sample, greedy: str, drawn: Sequence[str]) -> Asked:
     """Parses and scores the answers to one question."""
-    answer = parse(greedy, options=sample.options)
-    hits = sum(is_correct(text, sample) for text in drawn)
-    return Asked(sample, greedy, answer, answer.value == sample.answer, hits, len(drawn))
+    answer, *sampled = (parse(text, options=sample.options) for text in (greedy, *drawn))
+    values = tuple(reading.value for reading in sampled)
+    hits = sum(is_gold(value, sample) for value in values)
+    return Asked(sample, greedy, answer, is_gold(answer.value, sample), hits, len(drawn), values)

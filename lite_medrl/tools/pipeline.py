@@ -193,7 +193,9 @@ class Job:
     def measure(self, stage: str, number: int, split: str) -> Any:
         """One diagnosis: asks, scores, appends the stage and its completions; returns the Support."""
         from lite_medrl.measure.ask import ask, drawing
+        from lite_medrl.measure.scores import scores
         from lite_medrl.measure.support import diagnose
+        from lite_medrl.measure.votes import votes
         from lite_medrl.model.encode import wording
         from lite_medrl.model.generate import Sampling
 
@@ -242,7 +244,9 @@ class Job:
             "seconds": took,
         }
         self.state.stages.append(row)
-        self.append("completions.jsonl", [self.completion_row(row, a) for a in asked])
+        answers = [self.completion_row(row, a) for a in asked]
+        row |= {"scores": scores(answers, seed=self.recipe.seed), **votes(answers, settings.k)}
+        self.append("completions.jsonl", answers)
         self.note("diagnose", took)
         found = f"Acc@1 {support.acc_at_1:.3f}, support {support.support:.3f} at K = {support.rule_k}"
         say(f"{name} on {split}: {found}")
@@ -404,6 +408,7 @@ class Job:
             "failure": asked.answer.failure,
             "num_correct": asked.num_correct,
             "num_samples": asked.num_samples,
+            "sampled": list(asked.sampled),
         }
 
     def append(self, name: str, rows: Sequence[Json]) -> None:
