@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lite_medrl.data.audit import Fault, audit
+from lite_medrl.data.check import check
+from lite_medrl.data.rows import Fault
 from lite_medrl.data.sources import embedded_samples
 from lite_medrl.sections import Data
 from lite_medrl.types import Sample
@@ -22,7 +23,7 @@ def inspect(source: str = "embedded") -> dict[str, Any]:
 
     Raises DataError where the file cannot be read at all.
     """
-    found = audit(source)
+    found = check(source)
     return {
         "source": source,
         "rows": found.rows,
