@@ -238,7 +238,8 @@ def test_mmmu_reads_options_from_a_python_list(tmp_path: Path) -> None:
         "id": "validation_Pharmacy_1",
         "question": "<image 1> Which of <image 1> and <image 2> is it? <image 2>",
         "options": "['it\\'s \"one\"', 'two', '<image 2>']", "answer": "B",
-        "question_type": "multiple-choice", "subfield": "Pharmacology", "image_1": cell(RED), "image_2": cell(GREEN),
+        "question_type": "multiple-choice", "subfield": "Pharmacology",
+        "image_1": cell(RED), "image_2": cell(GREEN),
     }  # fmt: skip
     free = row | {"id": "validation_Pharmacy_2", "options": "[]", "answer": "3.5", "question_type": "open"}
     parquet(tmp_path / "Pharmacy" / "validation-00000-of-00001.parquet", [row, free], schema)
