@@ -189,6 +189,8 @@ class Csv:
         with self.path.open("rb") as file:
             for _, _, cells in self._records(file, 0):
                 names = [cell.strip() for cell in cells]
+                if not any(names):
+                    break
                 if twice := sorted({name for name in names if names.count(name) > 1}):
                     raise DataError(f"{self.path}:1: column {', '.join(twice)} stands twice; rename one")
                 return names
