@@ -1,12 +1,12 @@
-"""Two stored figures: memory while 100,000 questions are read, and how far the perceptual hash can be trusted.
+"""Two stored figures: memory while 100,000 questions are read, how far the perceptual hash can be trusted.
 
     python examples/measure_data.py memory   # docs/results/data_memory.json
     python examples/measure_data.py looks    # docs/results/data_look_hash.json
 
 `memory` makes 100,000 rows whose image files add up to 20 GB when each is counted as often as it is read (200
-files, reused), reads them as a stream with every image decoded, as a lazy view in random order, and as a list,
-each in a process of its own whose peak is taken. `looks` compares copies of the embedded images (JPEG at
-quality 50, shrunk to three quarters, brighter by a tenth) with their originals, and the originals with each other.
+files, reused). It reads them as a stream, as a lazy view in random order and as a list, every image decoded,
+each in a process of its own whose peak is taken. `looks` compares copies of the embedded images (as JPEG at
+quality 50, shrunk to three quarters, brighter by a tenth) with their originals, and these with each other.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from lite_medrl.data.images import load_image
 from lite_medrl.types import LETTERS, ImageRef, Sample
 
 # docs/results/data_look_hash.json: how many changed copies of an image are found at it, how many others too.
-MAX_DISTANCE = 6
+MAX_DISTANCE = 4
 SIDE, KEPT = 32, 8
 EXAMPLES = 10
 

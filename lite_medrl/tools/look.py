@@ -96,7 +96,11 @@ def segments_of(
     segments = []
     for (is_image, trained), places in groupby(range(len(ids)), kind):
         run = [ids[place] for place in places]
-        text = f"[{len(run)} image tokens]" if is_image else tokenizer.decode(run)
+        text = (
+            f"[{len(run)} image tokens]"
+            if is_image
+            else tokenizer.decode(run, clean_up_tokenization_spaces=False)
+        )
         segments.append({"text": text, "tokens": len(run), "image": is_image, "trained": trained})
     return segments
 

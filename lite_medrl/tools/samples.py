@@ -21,8 +21,8 @@ SPLIT_KEYS = ("train_split", "validation_split", "test_split")
 
 
 def inspect(source: str = "embedded") -> dict[str, Any]:
-    """Counts of the questions that can be used, the first of them, every fault, fields that nothing reads, the
-    splits that a recipe would miss.
+    """Counts of the questions that can be used, the first of them, every fault, fields that nothing reads,
+    and the splits that a recipe would miss.
 
     Raises DataError where the file cannot be read at all.
     """
