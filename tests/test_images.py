@@ -85,6 +85,24 @@ def test_what_is_transparent_is_white() -> None:
     assert np.asarray(found).tolist() == [[[255, 255, 255], [10, 20, 30]]]
 
 
+def test_bytes_are_such_that_any_reader_shows_the_same(tmp_path: Path) -> None:
+    """Training hands them to a reader of its own, which knows neither windows nor what lies under glass."""
+    deep = np.linspace(0, 4095, 35).reshape(5, 7).astype(np.uint16)
+    clear = Image.new("RGBA", (7, 5), (0, 0, 0, 0))
+    with zipfile.ZipFile(tmp_path / "pack.zip", "w") as pack:
+        for name, image in {
+            "deep": Image.fromarray(deep),
+            "clear": clear,
+            "plain": Image.fromarray(PIXELS),
+        }.items():
+            pack.writestr(name, packed(image, "PNG"))
+    for name in ("deep", "clear", "plain"):
+        ref = ImageRef(str(tmp_path / "pack.zip"), name)
+        shown = Image.open(io.BytesIO(read_bytes(ref))).convert("RGB")
+        assert shown.tobytes() == load_image(ref).tobytes()
+    assert read_bytes(ImageRef(str(tmp_path / "pack.zip"), "plain")) == packed(Image.fromarray(PIXELS), "PNG")
+
+
 def test_print_colours_become_rgb() -> None:
     cyan = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
     found = np.asarray(decode(packed(cyan, "JPEG", quality=100), "x"))[0, 0]

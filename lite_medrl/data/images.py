@@ -42,7 +42,7 @@ def load_image(ref: ImageRef) -> Image.Image:
             from lite_medrl.data.dicom import picture
 
             return picture(ref)
-    return decode(read_bytes(ref), str(ref))
+    return decode(raw_bytes(ref), str(ref))
 
 
 def part_of(ref: ImageRef) -> str:
@@ -55,15 +55,37 @@ def part_of(ref: ImageRef) -> str:
 
 
 def read_bytes(ref: ImageRef) -> bytes:
-    """Bytes of an image file: as they are stored, or a PNG of what is stored as an array or as DICOM."""
-    match part_of(ref):
-        case "cell":
-            from lite_medrl.data.sets.tables import cell_bytes
+    """Bytes of an image file that any reader shows as `load_image` does.
 
-            return cell_bytes(ref)
-        case "array" | "dicom":
-            return png(load_image(ref))
+    As they are stored, or a PNG of what is stored as an array, as DICOM, in 16 bits or with transparency.
+    """
+    if part_of(ref) in ("array", "dicom"):
+        return png(load_image(ref))
+    data = raw_bytes(ref)
+    return data if is_plain(data) else png(decode(data, str(ref)))
+
+
+def raw_bytes(ref: ImageRef) -> bytes:
+    """Bytes of an image file as they are stored."""
+    if part_of(ref) == "cell":
+        from lite_medrl.data.sets.tables import cell_bytes
+
+        return cell_bytes(ref)
     return stored_bytes(ref)
+
+
+def is_plain(data: bytes) -> bool:
+    """Whether a plain conversion to RGB shows the image as `load_image` does; true where it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return not (image.mode in DEEP or is_clear(image))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+        return True  # whoever decodes it says what is wrong
+
+
+def is_clear(image: Image.Image) -> bool:
+    """Whether something of the image may be transparent."""
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
 
 
 def png(image: Image.Image) -> bytes:
@@ -138,7 +160,7 @@ def in_rgb(image: Image.Image) -> Image.Image:
     """Any mode as RGB: deep greyscale spread over 0 to 255, transparency shown on white."""
     if image.mode in DEEP:
         return spread(np.asarray(image)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if is_clear(image):
         clear = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
     return image.convert("RGB")
