@@ -32,14 +32,14 @@ WAYS = ("stream", "view", "list", "nothing")
 
 
 def make(folder: Path, rows: int, files: int) -> Path:
-    """A JSONL file of that many rows, each about one of that many noisy images of 200 kB."""
+    """A JSONL file of that many rows, each about one of that many BMP images of 197 kB."""
     draw = np.random.default_rng(0)
     for i in range(files):
-        Image.fromarray(draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(folder / f"{i}.bmp")
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as out:
         for i in range(rows):
             row = {
-                "id": f"question-{i}", "image": f"{i % files}.png", "answer": "B", "split": "train",
+                "id": f"question-{i}", "image": f"{i % files}.bmp", "answer": "B", "split": "train",
                 "question": f"Which finding is marked in image number {i}, in the view that is shown ?",
                 "options": ["no finding", "an opacity", "an effusion", "a fracture"], "kind": "finding",
             }  # fmt: skip

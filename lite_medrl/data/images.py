@@ -75,7 +75,7 @@ def raw_bytes(ref: ImageRef) -> bytes:
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether a plain conversion to RGB shows the image as `load_image` does; true where it cannot be read."""
+    """Whether a plain conversion to RGB shows the image as `load_image` does; true for what is no image."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return not (image.mode in DEEP or is_clear(image))

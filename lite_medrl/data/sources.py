@@ -12,7 +12,7 @@ import logging
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -48,6 +48,7 @@ class Entry:
     refs: tuple[ImageRef, ...]
     sample: Sample | None
     file: str
+    split: str | None = None
 
 
 @dataclass
@@ -166,7 +167,8 @@ def chosen_entries(
             faults = [Fault(entry.number, entry.id, what, entry.file) for what in entry.faults]
             if on_error == "stop":
                 raise DataError(str(faults[0]))
-            tally.faults += faults
+            if None in (split, entry.split) or entry.split == split:
+                tally.faults += faults
             continue
         sample = entry.sample
         tally.splits[sample.split] += 1
@@ -199,9 +201,7 @@ def entries(parts: Sequence[Part], source: str, tally: Tally) -> Iterator[Entry]
 
 def faulty(entry: Entry, faults: tuple[str, ...]) -> Entry:
     """The entry with these faults, and so without a sample."""
-    return Entry(
-        entry.part, entry.number, entry.at, entry.sub, entry.id, faults, entry.refs, None, entry.file
-    )
+    return replace(entry, faults=faults, sample=None)
 
 
 def entries_of(part: Part, index: int, source: str, tally: Tally) -> Iterator[Entry]:
@@ -252,7 +252,8 @@ def entries_of_row(part: Part, index: int, row: Row, source: str, file: str) -> 
         name = str(values["id"]) if "id" in values else None
         faults = (*nameless, *others)
         sample = None if faults else sample_of(values | {"images": refs})
-        yield Entry(index, row.number, row.at, sub, name, faults, refs, sample, file)
+        split = str(values.get("split") or part.split)
+        yield Entry(index, row.number, row.at, sub, name, faults, refs, sample, file, split)
 
 
 def converted(part: Part, row: Row, source: str) -> list[Values]:
