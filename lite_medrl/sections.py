@@ -66,7 +66,7 @@ class Data(Section):
     """Which questions are learned from, decided on and reported."""
 
     source: str = Field(default="embedded", min_length=1)
-    """"embedded" for the set inside the package, or the path of a .jsonl file."""
+    """"embedded", a file or folder of rows, or the name of a set, as NAME or NAME:PATH (see README)."""
     train_split: str = Field(default="train", min_length=1)
     """Split that SFT and GRPO learn from."""
     validation_split: str = Field(default="validation", min_length=1)
@@ -81,6 +81,8 @@ class Data(Section):
     """Draw at most this many test questions; None takes all."""
     kinds: list[str] | None = None
     """Keep these kinds of question only; None keeps all."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """At a row or image that cannot be used, stop, or leave it out and count it in results.json."""
 
 
 class Prompt(Section):

@@ -506,7 +506,7 @@ BAD_DATA: dict[str, tuple[Spoil, str]] = {
     "gold answer not among the options": (
         put("answer", "purple"), "{data}/data.jsonl:2: gold answer 'purple' is not among the options",
     ),
-    "duplicate ids": (put("id", "train-0"), "{data}/data.jsonl: id 'train-0' stands twice (rows 1 and 2)"),
+    "duplicate ids": (put("id", "train-0"), "{data}/data.jsonl:2: id 'train-0' stands in row 1 already"),
     "empty data set": (lambda folder, rows: rows.clear(), "{data}/data.jsonl: the data set is empty"),
     "no test split": (
         lambda folder, rows: [r.update(split="train") for r in rows if r["split"] == "test"] and None,
@@ -635,6 +635,28 @@ def test_diagnose_measures_and_trains_nothing(
         assert ours["pass_at_k"] == whole["pass_at_k"]
     assert not (folder / "adapters").exists()
     assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_faults_may_be_skipped_and_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [*tiny.rows(12, "train"), *tiny.rows(6, "validation"), *tiny.rows(6, "test")]
+    path = tiny.write_data(tmp_path, rows)
+    rows[1]["answer"], rows[2]["image"], rows[20]["image"] = "purple", "gone.png", "gone.png"
+    rows[3] |= {"options": [], "answer": "free", "extra": 1}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = write(tmp_path, data={"source": str(path), "on_error": "skip"})
+    assert main(["diagnose", str(recipe), "-o", str(tmp_path / "run"), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    left_out = found["data"]["left_out"]
+    assert found["data"]["source"] == str(path)
+    assert {name: part["skipped"] for name, part in left_out.items()} == {
+        "train": 2,
+        "validation": 0,
+        "test": 1,
+    }
+    assert (left_out["train"]["other_questions"], left_out["train"]["unknown_fields"]) == (1, ["extra"])
+    assert left_out["train"]["faults"][0].startswith(f"{path}:2: gold answer 'purple' is not among")
+    assert left_out["test"]["faults"][0].startswith("sample test-2: image ")
+    assert [stage["n"] for stage in found["stages"]] == [6, 5]
 
 
 def test_a_run_is_not_resumed_on_another_base(

@@ -83,27 +83,33 @@ class Job:
         self.recipe: Recipe = resolved.recipe
         self.model, self.processor, self.policy = loaded.model, loaded.processor, loaded.policy
         self.state = State()
+        self.left_out: Json = {}
 
     @classmethod
     def prepare(cls, resolved: Resolved, folder: Path, *, overwrite: bool, resume: bool) -> Job:
         """Everything that can be refused is refused here, before the folder is touched."""
-        from lite_medrl.data.sources import check_images, load_samples
+        from lite_medrl.data.sources import Tally, check_images, load_samples, with_good_images
         from lite_medrl.model.load import add_lora, fingerprint, load_for
         from lite_medrl.model.pack_check import require_packable
 
         recipe, data = resolved.recipe, resolved.recipe.data
         if recipe.rollout.generator == "vllm" and recipe.grpo.enabled and find_spec("vllm") is None:
             raise RecipeError("rollout.generator = 'vllm': vllm is not installed; take generator: grouped")
+        tallies = {name: Tally() for name in ("train", "validation", "test")}
+        reading = {"kinds": data.kinds, "on_error": data.on_error}
         sets = {
-            name: draw(load_samples(data.source, split, kinds=data.kinds), limit, seed=0)
+            name: draw(load_samples(data.source, split, **reading, tally=tallies[name]), limit, seed=0)
             for name, split, limit in (
                 ("train", data.train_split, data.max_train_samples),
                 ("validation", data.validation_split, data.max_validation_samples),
                 ("test", data.test_split, data.max_test_samples),
             )
         }
-        for samples in sets.values():
-            check_images(samples)
+        for name, samples in sets.items():
+            if data.on_error == "skip":
+                sets[name] = with_good_images(samples, tallies[name])
+            else:
+                check_images(samples)
         lora = recipe.lora
         loaded = load_for(recipe.model)
         if "required" in (recipe.sft.prefix_tree, recipe.grpo.prefix_tree):
@@ -119,6 +125,7 @@ class Job:
             seed=recipe.seed,
         )
         job = cls(resolved, folder, type(loaded)(peft, loaded.processor, loaded.policy), sets)
+        job.left_out = {name: tally.to_json() for name, tally in tallies.items()}
         job.open_folder(base, overwrite=overwrite, resume=resume)
         return job
 
@@ -297,6 +304,7 @@ class Job:
             "tests": self.tests(),
             "seconds": self.state.seconds,
             "peak_gib": peak_gib(),
+            "data": {"source": self.recipe.data.source, "left_out": self.left_out},
             "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
             "command": command,
             "seed": self.recipe.seed,
