@@ -390,7 +390,7 @@ def test_processes_are_measured_in_turns_on_a_cpu_and_apart_on_a_card(scripted: 
 
 
 def test_repeats_stop_when_time_is_up(scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that TRL's step moves by 2 s and ours by 0.5 s: 10 s hold four turns, less time three."""
+    """By a clock that TRL's step moves by 2 s and ours by 0.5 s: 10 s hold four turns, 9.9 s three."""
     scripted.script, now = {"trl": 2.0, "lite-medrl": 0.5}, [0.0]
     ask = scripted.ask
 
