@@ -11,6 +11,7 @@ import torch
 from test_grpo import G, Watch, rows, trainer_of
 
 from lite_medrl.model import decode as decode_module
+from lite_medrl.train import grpo as grpo_module
 from lite_medrl.train.config import GRPOConfig
 from lite_medrl.train.parity import TOLERANCE, Guard, check, compute_dtype, logp_gap
 from lite_medrl.types import ModelError
@@ -116,3 +117,15 @@ def test_the_gate_is_trls(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **options)
+
+
+def test_the_generator_gets_what_the_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    real = grpo_module.generate
+    monkeypatch.setattr(grpo_module, "generate", lambda *a, **k: seen.append(k) or real(*a, **k))
+    options = {"generator": "hf", "max_cache_gib": 0.5, "repetition_penalty": 1.3, "min_p": 0.1}
+    trainer = trainer_of(tmp_path, tiny.with_lora(tiny.loaded().model), **options)
+    trainer.model.train()
+    trainer._scored(rows(trainer, 2), G)
+    assert (seen[0]["generator"], seen[0]["max_cache_gib"]) == ("hf", 0.5)
+    assert (seen[0]["sampling"].repetition_penalty, seen[0]["sampling"].min_p) == (1.3, 0.1)

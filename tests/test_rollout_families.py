@@ -11,12 +11,16 @@ import tiny
 import tiny_vlms
 import torch
 from tiny_vlms import FAMILIES, IMAGE, MAKERS
+from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
+from lite_medrl.model import generate as generate_module
 from lite_medrl.model import prefill as prefill_module
 from lite_medrl.model.generate import Sampling, generate
+from lite_medrl.model.pack_check import why_separate
 from lite_medrl.model.packed import base_of, token_types
 from lite_medrl.model.prefill import prefill, rows_prefill, tree_prefill, why_not
 from lite_medrl.model.score import score
+from lite_medrl.model.stops import Growing
 
 END, PAD = 7, 0
 BANNED = [PAD, 10, 11, IMAGE, 61, 62, 63]
@@ -69,7 +73,8 @@ def transformers_greedy(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_is_transformers_token_for_token(family: str) -> None:
+def test_greedy_is_transformers_token_for_token(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate_module, "hf_generate", None)  # ours it is
     model, inputs = make_model(family), make_inputs(family)
     ours = generate(
         model, make_processor(), inputs, num_generations=2, sampling=Sampling(24, temperature=0.0)
@@ -160,6 +165,27 @@ def test_prompts_of_several_passes_come_back_in_order(monkeypatch: pytest.Monkey
     torch.testing.assert_close(apart.layers[2][1][1, :, :length], whole.layers[2][1][1, :, :length])
 
 
+def test_attention_that_another_library_replaced_goes_through_transformers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = base_of(make_model("qwen3_vl"))
+    assert prefill_module.replaced(base) is None
+    kind = type(base.model.language_model.layers[0].self_attn)
+    real = kind.forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", forward)
+    assert prefill_module.replaced(base) == f"attention by {__name__}"
+    called: list[bool] = []
+    monkeypatch.setattr(
+        generate_module, "hf_generate", lambda *a, **k: called.append(True) or [Growing(a[5], 1)] * 6
+    )
+    generate(base, make_processor(), make_inputs("qwen3_vl"), num_generations=2, sampling=Sampling(1))
+    assert called == [True]
+
+
 def test_models_with_state_of_another_kind_are_named() -> None:
     config = base_of(make_model("llava")).config
     assert why_not(config) is None
@@ -169,3 +195,33 @@ def test_models_with_state_of_another_kind_are_named() -> None:
     config.text_config.layer_types = None
     config.text_config.model_type = "gemma2"
     assert why_not(config) == "gemma2 as its text model"
+
+
+def test_a_model_that_may_not_be_packed_prefills_padded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts, whose load depends on the batch: M-RoPE positions still hold."""
+    text = tiny_vlms.TEXT | {
+        "rope_parameters": tiny_vlms.M_ROPE | {"mrope_interleaved": True}, "moe_intermediate_size": 24,
+        "num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    }  # fmt: skip
+    vision = tiny_vlms.QWEN_VISION | {
+        "out_hidden_size": tiny_vlms.HIDDEN, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16
+    }  # fmt: skip
+    tokens = tiny_vlms.QWEN_TOKENS
+    torch.manual_seed(3)
+    model = Qwen3VLMoeForConditionalGeneration(
+        Qwen3VLMoeConfig(vision_config=vision, text_config=text, **tokens, tie_word_embeddings=False)
+    )
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.25)
+    model.eval().generation_config.eos_token_id = END
+    assert why_not(model.config) is None
+    assert why_separate(model) is not None
+    monkeypatch.setattr(prefill_module, "tree_prefill", None)
+    inputs = make_inputs("qwen3_vl")
+    ours = generate(
+        model, make_processor(), inputs, num_generations=2, sampling=Sampling(12, temperature=0.0)
+    )
+    theirs = transformers_greedy(model, inputs, 12)
+    assert [list(c.token_ids) for group in ours for c in group] == [row for row in theirs for _ in range(2)]
+    assert len({tuple(row) for row in theirs}) == 3

@@ -25,7 +25,7 @@ from lite_medrl.model.folded import folded
 from lite_medrl.model.hf_generate import hf_generate
 from lite_medrl.model.kv_cache import shared_attention
 from lite_medrl.model.packed import base_of
-from lite_medrl.model.prefill import prefill, why_not
+from lite_medrl.model.prefill import prefill, replaced, why_not
 from lite_medrl.model.prompt_images import join_images, split_images, with_equal_images
 from lite_medrl.model.sampling import Sampling, check, seen_tokens, uniforms
 from lite_medrl.model.stops import Growing, Stops, completions, make_stops
@@ -169,7 +169,7 @@ _SAID: set[str] = set()  # reasons that have been logged
 
 def treats(base: Any, inputs: Mapping[str, Tensor]) -> bool:
     """Whether our own decoding serves this model; the reason why not is logged once."""
-    reason = why_not(base.config, inputs)
+    reason = why_not(base.config, inputs) or replaced(base)
     if reason and reason not in _SAID:
         _SAID.add(reason)
         log.info("%s: answers are drawn by transformers' generate (%s)", base.config.model_type, reason)

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from lite_medrl.model.kv_cache import Prefix
+from lite_medrl.model.load import text_model
 from lite_medrl.model.pack_check import TEXT_MODELS, path_to, rope_types, why_separate
 from lite_medrl.model.packed import base_of, passes, plan, positions, token_types, tree_hidden
 from lite_medrl.model.prefix_tree import to_tensors
@@ -42,6 +43,16 @@ def why_not(config: Any, inputs: Mapping[str, Tensor] | None = None) -> str | No
     if kinds := {"dynamic", "longrope"} & rope_types(text):
         return f"{min(kinds)} rotary positions, which depend on the longest row"
     return None
+
+
+def replaced(base: Any) -> str | None:
+    """None if the layers attend by transformers' code, which hands on keys and values as they come."""
+    text: Any = text_model(base)
+    attention = getattr(text.layers[0], "self_attn", None)
+    where = getattr(type(attention).forward, "__module__", "") if attention is not None else ""
+    if where.startswith("transformers.") and "forward" not in attention.__dict__:
+        return None
+    return f"attention by {where or 'unknown code'}"
 
 
 def prefill(model: Any, inputs: Mapping[str, Tensor]) -> Prefix:
