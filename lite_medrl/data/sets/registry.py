@@ -158,7 +158,7 @@ SETS: dict[str, NamedSet] = {
             "pmc-vqa-8k", "PMC-VQA, 8,000 balanced over the gold letters", access="open; 19 GB of images",
             splits={"train": ("train.csv",), "validation": ("train.csv",), "test": ("test_clean.csv",)},
             note="2,000 training questions of each gold letter, seed 42, no image of test_clean; 125 "
-            "for validation, of other images; ours: the published file of that size does not say how it draws",
+            "for validation, of other images; ours: the published file of that size says not how it draws",
             patterns=("train.csv", "test_clean.csv", "images.zip"),
             images="images", archives=("images.zip",), folder="pmc-vqa", choose=balanced_8k, **PMC,
         ),

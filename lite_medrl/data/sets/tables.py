@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -149,6 +150,8 @@ class JsonList:
                         value, end = decoder.raw_decode(text)
                     except json.JSONDecodeError:
                         pass
+                    except RecursionError as error:
+                        raise DataError(f"lists too deep in each other at byte {at}; repair it") from error
                     else:
                         yield at, value
                         at, text = at + len(text[:end].encode()), text[end:]
@@ -187,7 +190,7 @@ class Csv:
     def columns(self) -> list[str]:
         """The names in the first line; DataError where there are none, or one twice."""
         with self.path.open("rb") as file:
-            for _, _, cells in self._records(file, 0):
+            for cells in self._first(file):
                 names = [cell.strip() for cell in cells]
                 if not any(names):
                     break
@@ -195,6 +198,15 @@ class Csv:
                     raise DataError(f"{self.path}:1: column {', '.join(twice)} stands twice; rename one")
                 return names
         raise DataError(f"{self.path}: the data set is empty; it needs a line of column names and rows")
+
+    def _first(self, file: Any) -> Iterator[list[str]]:
+        """The first record, if there is one."""
+        try:
+            yield from (cells for _, _, cells in islice(self._records(file, 0), 1))
+        except (DataError, csv.Error) as error:
+            raise DataError(
+                f"{self.path}:1: the column names cannot be read: {error}; repair them"
+            ) from error
 
     def rows(self) -> Iterator[Row | Fault]:
         names = self.columns()
