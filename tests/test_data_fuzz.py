@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import random
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lite_medrl.data.images import load_image
 from lite_medrl.data.rows import FIELDS, faults_of, image_faults, refs_of, sample_of
 from lite_medrl.data.sets import registry
 from lite_medrl.data.sets.fields import FieldMap, Pictures, Place, options_of
 from lite_medrl.data.sets.own import OWN, OWN_CELLS
 from lite_medrl.data.sources import Tally, iter_samples
-from lite_medrl.types import DataError
+from lite_medrl.types import DataError, ImageRef
 
 DEEP = ("{" * 3000, "[" * 9000)
 SHAPES = ('{"id": 1, "image": "a.png"}', "[", '[{"a": 1},', "id,image\n", '"', "\ufeff", "PAR1", *DEEP)
@@ -42,6 +47,43 @@ def test_any_bytes_in_any_file(tmp_path: Path, end: str, data: bytes) -> None:
         except DataError as error:
             told = str(error)
         assert str(path) in told
+
+
+def rows_of(path: Path) -> None:
+    list(iter_samples(str(path), on_error="skip"))
+
+
+def image_of(path: Path) -> None:
+    load_image(ImageRef(str(path), "image/3" if path.suffix == ".parquet" else "x/3"))
+
+
+def test_damaged_parquet_and_npz_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes changed anywhere: samples, faults, images or a DataError."""
+    monkeypatch.setenv("LITE_MEDRL_DATA", str(tmp_path / "cache"))
+    draw = random.Random(0)
+    rows = [
+        {"id": f"q{i}", "image": b"x" * 50, "question": "?", "options": ["a", "b"], "answer": "a"}
+        for i in range(40)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=7)
+    np.savez_compressed(tmp_path / "a.npz", x=np.arange(2000, dtype=np.uint8).reshape(20, 10, 10))
+    damaged = 0
+    for name in ("a.parquet", "a.npz"):
+        whole = (tmp_path / name).read_bytes()
+        for i in range(150):
+            data = bytearray(whole)
+            for _ in range(draw.randint(1, 5)):
+                data[draw.randrange(len(data))] = draw.randrange(256)
+            path = tmp_path / f"{i}-{name}"
+            path.write_bytes(data)
+            for read in (rows_of, image_of):
+                try:
+                    read(path)
+                except DataError:
+                    damaged += 1
+            path.unlink()
+    assert damaged > 200
+    assert not list((tmp_path / "cache").rglob(".*"))
 
 
 JSON = st.recursive(

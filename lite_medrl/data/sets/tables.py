@@ -264,13 +264,19 @@ class Parquet:
     path: Path
 
     def rows(self) -> Iterator[Row | Fault]:
+        import pyarrow as pa
+
         file = parquet_file(str(self.path))
         leaves, pictures = leaves_of(file)
         at = 0
-        for batch in file.iter_batches(BATCH_ROWS, columns=leaves):
-            for values in batch.to_pylist():
-                yield Row(at + 1, at, with_refs(values, pictures, str(self.path), at))
-                at += 1
+        try:
+            for batch in file.iter_batches(BATCH_ROWS, columns=leaves):
+                for values in batch.to_pylist():
+                    yield Row(at + 1, at, with_refs(values, pictures, str(self.path), at))
+                    at += 1
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            told = f"cannot be read on after row {at} ({first_line(error)}); copy or download it again"
+            yield Fault(None, None, told, str(self.path))
 
     def read(self, at: int) -> dict[str, Any]:
         file = parquet_file(str(self.path))
@@ -334,7 +340,18 @@ def group_of(file: Any, at: int) -> tuple[int, int]:
 @lru_cache(maxsize=2)
 def part(path: str, group: int, leaves: tuple[str, ...]) -> Any:
     """Some columns of one row group, kept because neighbours are asked for next."""
-    return parquet_file(path).read_row_group(group, columns=list(leaves))
+    import pyarrow as pa
+
+    try:
+        return parquet_file(path).read_row_group(group, columns=list(leaves))
+    except (pa.ArrowException, OSError) as error:
+        told = f"{path}: row group {group} cannot be read ({first_line(error)}); copy or download it again"
+        raise DataError(told) from error
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def cell_bytes(ref: ImageRef) -> bytes:
