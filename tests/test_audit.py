@@ -299,6 +299,7 @@ def test_data_list_names_sets_with_their_terms(
     assert "did you mean 'slake'?" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_memory_stays_under_two_gib_over_100_000_rows() -> None:
     """The stored figure decodes every image; here one in a thousand, so that the test stays short."""
     stored = json.loads((REPO / "docs" / "results" / "data_memory.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,24 @@ def test_files_that_cannot_be_used(tmp_path: Path, fault: str) -> None:
     make(tmp_path / "scan.dcm")
     with pytest.raises(DataError, match=rf"^image .*scan\.dcm:frame=1: .*({told})"):
         load_image(ImageRef(str(tmp_path / "scan.dcm"), "frame=1"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_are_refused_or_shown(tmp_path: Path) -> None:
+    """Any byte changed, any end cut off: an image or a DataError."""
+    draw = random.Random(0)
+    path = written(tmp_path / "a.dcm", np.stack([GREY, GREY]), "rle", WindowCenter=40, WindowWidth=400)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(400):
+        data = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            data[draw.randrange(128, len(data))] = draw.randrange(256)
+        path.write_bytes(data[: draw.randrange(len(data))] if draw.random() < 0.2 else data)
+        try:
+            assert load_image(ImageRef(str(path), "frame=1")).mode == "RGB"
+        except DataError:
+            refused += 1
+    assert 100 < refused < 400
 
 
 def test_a_frame_that_is_not_there(tmp_path: Path) -> None:

@@ -89,6 +89,15 @@ def test_vqa_rad_and_pathvqa_by_yes_and_no(tmp_path: Path) -> None:
     assert (tally.rows, tally.other_questions, tally.skipped) == (3, 1, 0)
 
 
+def test_an_id_on_the_hub_is_a_name_too(tmp_path: Path) -> None:
+    parquet(
+        tmp_path / "data" / "test-0.parquet", [{"image": cell(RED), "question": "?", "answer": "no"}], RAD
+    )
+    by_id = load_samples(f"flaviagiammarino/vqa-rad:{tmp_path}", "test")
+    assert by_id == load_samples(f"vqa-rad:{tmp_path}", "test")
+    assert registry.HUB_IDS["RadGenome/PMC-VQA"] == "pmc-vqa"
+
+
 def test_slake_keeps_its_english_questions(tmp_path: Path) -> None:
     base = {
         "img_id": 102, "img_name": "xmlab102/source.jpg", "location": "Lung", "modality": "CT",
@@ -203,11 +212,15 @@ def test_the_balanced_subset_of_pmc_vqa(tmp_path: Path, monkeypatch: pytest.Monk
         DataError, match=r"too few rows for 2000 of each gold letter: A \(7\), B \(3\), C \(4\)"
     ):
         load_samples(f"pmc-vqa-8k:{tmp_path}", "train")
-    monkeypatch.setattr(pmc.balanced, "__kwdefaults__", {"per_letter": 3, "seed": 42})
+    monkeypatch.setattr(pmc.balanced, "__kwdefaults__", {"per_letter": 2, "seed": 42})
+    monkeypatch.setattr(pmc, "VALIDATION_PER_LETTER", 1)
     chosen = both_ways(f"pmc-vqa-8k:{tmp_path}", "train")
-    assert [sum(s.letter == letter for s in chosen) for letter in "ABCD"] == [3, 3, 3, 3]
+    assert [sum(s.letter == letter for s in chosen) for letter in "ABCD"] == [2, 2, 2, 2]
     assert [s.id for s in chosen] == [s.id for s in load_samples(f"pmc-vqa-8k:{tmp_path}", "train")]
     assert not {"PMC0", "PMC8"} & {s.subject for s in chosen}
+    held_out = both_ways(f"pmc-vqa-8k:{tmp_path}", "validation")
+    assert sorted(s.letter for s in held_out) == list("ABCD")
+    assert not {s.subject for s in held_out} & ({"PMC0", "PMC8"} | {s.subject for s in chosen})
     assert len(load_samples(f"pmc-vqa-8k:{tmp_path}", "test")) == 2
 
 

@@ -8,6 +8,8 @@ Windows: PS3.3 C.11.2.1.2.1 (linear). This is no de-identifier: text burned into
 from __future__ import annotations
 
 import logging
+import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,11 @@ SYNTAXES = {
 GREY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL")
 MAY_SHOW_NAMES = ("US", "SC", "XC", "OT")  # modalities whose pixels often carry burned-in text
 
+DAMAGE = (
+    OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError,
+    NotImplementedError, struct.error,
+)  # fmt: skip
+
 log = logging.getLogger(__name__)
 _warned: set[str] = set()
 
@@ -39,6 +46,23 @@ def picture(ref: ImageRef) -> Image.Image:
         DataError: pydicom is missing; no DICOM, no pixels, too large; a transfer syntax, colour model or
             frame that cannot be read.
     """
+    try:
+        return shown(ref)
+    except DataError:
+        raise
+    except damage() as error:
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"image {ref}: cannot be read as DICOM ({told}); export it again") from error
+
+
+def damage() -> tuple[type[Exception], ...]:
+    """What elements that hold what they must not make pydicom and us raise."""
+    errors = sys.modules.get("pydicom.errors")
+    return (*DAMAGE, errors.BytesLengthException) if errors else DAMAGE
+
+
+def shown(ref: ImageRef) -> Image.Image:
+    """As `picture`, but for damaged files, which raise one of `damage`."""
     frame, window = view_of(ref)
     data = read(Path(ref.path), ref)
     frames = int(data.get("NumberOfFrames") or 1)
@@ -81,10 +105,6 @@ def read(path: Path, ref: ImageRef) -> Any:
         raise DataError(f"image {ref}: no such file; check the path in the row") from error
     except InvalidDicomError as error:
         raise DataError(f"image {ref}: is not DICOM; give it the name of its own format") from error
-    except (OSError, EOFError, ValueError, AttributeError, NotImplementedError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"image {ref}: cannot be read as DICOM ({error}); export it again") from error
     if "PixelData" not in data:
         raise DataError(
             f"image {ref}: the DICOM file has no pixels (a report or a directory?); name the image's own file"

@@ -41,6 +41,7 @@ def fetch(name: str, folder: Path | None = None) -> dict[str, Any]:
         raise DataError(
             f"{name}: no set of this name; lite-medrl data list names them{registry.nearest(name)}"
         )
+    name = registry.name_and_path(name)[0]
     licence, access = registry.licence_of(name)
     log.info("%s: licence %s; access: %s", name, licence, access)
     if found := medmnist.subset_of(name):

@@ -110,7 +110,7 @@ def stored_bytes(ref: ImageRef) -> bytes:
         return Path(ref.path).read_bytes()
     except (FileNotFoundError, KeyError, IsADirectoryError) as error:
         raise DataError(f"image {ref}: no such file; check the path in the row") from error
-    except (zipfile.BadZipFile, zlib.error) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
         raise DataError(f"image {ref}: {error}; copy or download the archive again") from error
     except OSError as error:
         why = error.strerror or type(error).__name__

@@ -64,8 +64,8 @@ def view_faults(row: dict[str, Any]) -> list[str]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is an int or a float, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a finite int or float, and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def refs_of(row: dict[str, Any], folder: Path) -> list[ImageRef]:

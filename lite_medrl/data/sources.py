@@ -258,7 +258,7 @@ def entries_of_row(part: Part, index: int, row: Row, source: str, file: str) -> 
 
 def converted(part: Part, row: Row, source: str) -> list[Values]:
     """The row by the set's field map, with what all rows of the set share."""
-    name = source.partition(":")[0] if registry.is_named(source) else Path(source).stem
+    name = registry.name_and_path(source)[0] if registry.is_named(source) else Path(source).stem
     place = Place(name, part.split, part.first + row.number, part.images)
     found = part.fields.convert(row.values, place)
     if not registry.is_named(source):
@@ -277,8 +277,8 @@ def parts_of(source: str, split: str | None) -> list[Part]:
     """The tables of a source that may hold rows of the split."""
     if source == "embedded":
         return [Part(JsonLines(EMBEDDED / "questions.jsonl"), "train", embedded_map())]
-    if registry.is_named(source) and not Path(source).exists():
-        have = registry.splits_of(source.partition(":")[0])
+    if registry.is_named(source):
+        have = registry.splits_of(registry.name_and_path(source)[0])
         if split is not None and split not in have:
             raise DataError(f"{source}: no split {split!r}; the set has {', '.join(have)}")
         return registry.parts_of(source, split)

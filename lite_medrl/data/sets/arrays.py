@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,14 @@ from lite_medrl.data.cache import cache_folder
 from lite_medrl.types import DataError, ImageRef
 
 COPY_BYTES = 1 << 24
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+)  # as zip and numpy put it
 SPARE_BYTES = 1 << 28  # left free on the disk when an array is unpacked
 
 
@@ -72,7 +81,7 @@ def _stored(path: str, name: str, size: int, changed: int) -> Stored:
             return Stored(str(plain), start, dtype, shape)
     except KeyError as error:
         raise DataError(f"{path}: has no array {name!r}; it is not a file of this set") from error
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+    except DAMAGE as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: cannot be read as .npz ({error}); download it again") from error
@@ -110,9 +119,12 @@ def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, size: 
             f"{free / 2**30:.1f} are free; set LITE_MEDRL_DATA to a larger disk"
         )
     half = plain.with_name(f".{plain.name}.{os.getpid()}")
-    with archive.open(info) as member, half.open("wb") as out:
-        shutil.copyfileobj(member, out, COPY_BYTES)
-    half.replace(plain)
+    try:
+        with archive.open(info) as member, half.open("wb") as out:
+            shutil.copyfileobj(member, out, COPY_BYTES)
+        half.replace(plain)
+    finally:
+        half.unlink(missing_ok=True)
     return plain
 
 

@@ -11,6 +11,7 @@ from lite_medrl.data.sets.fields import (
     options_of,
     spoken,
     without_marks,
+    worded,
 )
 from lite_medrl.types import DataError
 
@@ -26,7 +27,7 @@ def medxpert(values: Values, place: Place) -> list[Values]:
     row = {
         "id": place.id(values["id"]),
         "images": [place.image(name) for name in values["images"]],
-        "question": values["question"].partition(CHOICES_IN_QUESTION)[0].strip(),
+        "question": worded(values, "question").partition(CHOICES_IN_QUESTION)[0].strip(),
         "options": options,
         "answer": by_letter(options, values["label"]),
         "kind": str(values.get("question_type") or "unknown"),
@@ -49,7 +50,7 @@ def mmmu(values: Values, place: Place) -> list[Values]:
     row = {
         "id": place.id(values["id"]),
         "images": images,
-        "question": without_marks(values["question"]),
+        "question": without_marks(worded(values, "question")),
         "options": options,
         "answer": by_letter(options, values["answer"]) if options else str(values["answer"]),
         "kind": str(values.get("subfield") or "unknown"),
@@ -83,7 +84,7 @@ def medvlthinker(values: Values, place: Place) -> list[Values]:
     row = {
         "id": place.id(name, values["dataset_index"]),
         "images": [image if not isinstance(image, str) else place.image(image) for image in values["images"]],
-        "question": without_marks(values["question"]),
+        "question": without_marks(worded(values, "question")),
         "options": options,
         "answer": answer,
         "kind": name,

@@ -140,6 +140,14 @@ def need(values: Values, *names: str) -> None:
         )
 
 
+def worded(values: Values, name: str) -> str:
+    """The text in a field; DataError for anything else in it."""
+    value = values.get(name)
+    if not isinstance(value, str):
+        raise DataError(f"{name} must be a text, got {value!r}; check where this file is from")
+    return value.strip()
+
+
 def without_marks(question: str) -> str:
     """The question without <image>, and with image 1 for <image 1>: where images go is the prompt's business.
 

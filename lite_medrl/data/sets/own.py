@@ -39,7 +39,15 @@ def listed(cell: str, key: str) -> list[Any]:
                 f"{key} begins like a JSON list and is none: {error.msg}; got {cell!r}"
             ) from error
     parts = [part.strip() for part in cell.split("|")] if cell.strip() else []
-    return [float(part) for part in parts] if key == "window" else parts
+    return [number(part) for part in parts] if key == "window" else parts
+
+
+def number(cell: str) -> Any:
+    """A number, or the text as it is, which the row's check then refuses."""
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
 
 
 def whole(cell: str) -> Any:

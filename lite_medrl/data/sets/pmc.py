@@ -16,6 +16,7 @@ from lite_medrl.types import DataError
 
 LETTERS = "ABCD"
 PER_LETTER = 2000
+VALIDATION_PER_LETTER = 125
 SEED = 42
 
 

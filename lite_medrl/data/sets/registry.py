@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lite_medrl.data.cache import cache_folder
+from lite_medrl.data.rows import Fault
 from lite_medrl.data.sets import conversations, exams, medmnist, omni, pmc, short
-from lite_medrl.data.sets.fields import FieldMap, Pictures
+from lite_medrl.data.sets.fields import FieldMap, Pictures, Place
 from lite_medrl.data.sets.medmnist_facts import SUBSETS
 from lite_medrl.data.sets.tables import Row, Table, open_table
 from lite_medrl.types import DataError
@@ -55,7 +56,7 @@ class NamedSet:
     unpack: tuple[str, ...] = ()
     modality: str = "unknown"
     folder: str = ""
-    choose: Callable[[list[Part], Path], list[Part]] | None = field(default=None, repr=False)
+    choose: Callable[[list[Part], Path, str], list[Part]] | None = field(default=None, repr=False)
 
     @property
     def home(self) -> str:
@@ -79,29 +80,38 @@ def mmmu_split(name: str) -> tuple[str, ...]:
     return tuple(f"{subject}/{name}-*.parquet" for subject in MEDICAL)
 
 
-def balanced_8k(parts: list[Part], folder: Path) -> list[Part]:
-    """PMC-VQA's training rows, balanced over gold letters, without the images of test_clean.csv."""
-    from dataclasses import replace
+def balanced_8k(parts: list[Part], folder: Path, split: str) -> list[Part]:
+    """PMC-VQA's training rows, balanced over gold letters, without the images of test_clean.csv.
 
-    from lite_medrl.data.sets.fields import Place
-
-    (train,) = parts
-    place = Place("pmc-vqa-8k", "train", 0)
+    The validation rows come from the same file, and show no image of the training rows either.
+    """
+    if split == "test":
+        return parts
+    (whole,) = parts
     clean = open_table(folder / "test_clean.csv")
-    taken = frozenset(row.values["Figure_path"].strip() for row in clean.rows() if isinstance(row, Row))
+    taken = {row.values["Figure_path"].strip() for row in clean.rows() if isinstance(row, Row)}
+    good = list(good_pmc_rows(whole.table))
+    chosen = frozenset(pmc.balanced(good, frozenset(taken)))
+    if split == "validation":
+        taken |= {image for number, _, image in good if number in chosen}
+        size = pmc.VALIDATION_PER_LETTER
+        chosen = frozenset(pmc.balanced(good, frozenset(taken), per_letter=size, seed=pmc.SEED + 1))
+    return [replace(whole, only=chosen)]
 
-    def good():
-        for row in train.table.rows():
-            if isinstance(row, Row):
-                try:
-                    (found,) = pmc.pmc_csv(row.values, place)
-                except DataError:
-                    continue
-                if len(set(found["options"])) == len(found["options"]):
-                    letter = pmc.LETTERS[found["options"].index(found["answer"])]
-                    yield row.number, letter, row.values["Figure_path"].strip()
 
-    return [replace(train, only=frozenset(pmc.balanced(good(), taken)))]
+def good_pmc_rows(table: Table) -> Iterator[tuple[int, str, str]]:
+    """Number, gold letter and image of every row without a fault."""
+    place = Place("pmc-vqa-8k", "train", 0)
+    for row in table.rows():
+        if isinstance(row, Fault):
+            continue
+        try:
+            (found,) = pmc.pmc_csv(row.values, place)
+        except DataError:
+            continue
+        if len(set(found["options"])) == len(found["options"]):
+            letter = pmc.LETTERS[found["options"].index(found["answer"])]
+            yield row.number, letter, row.values["Figure_path"].strip()
 
 
 PMC = {
@@ -146,9 +156,9 @@ SETS: dict[str, NamedSet] = {
         ),
         NamedSet(
             "pmc-vqa-8k", "PMC-VQA, 8,000 balanced over the gold letters", access="open; 19 GB of images",
-            splits={"train": ("train.csv",), "test": ("test_clean.csv",)},
-            note="2,000 training questions of each gold letter, seed 42, no image of test_clean; ours: the "
-            "published file of that size says neither what it balances nor how it draws",
+            splits={"train": ("train.csv",), "validation": ("train.csv",), "test": ("test_clean.csv",)},
+            note="2,000 training questions of each gold letter, seed 42, no image of test_clean; 125 "
+            "for validation, of other images; ours: the published file of that size says not how it draws",
             patterns=("train.csv", "test_clean.csv", "images.zip"),
             images="images", archives=("images.zip",), folder="pmc-vqa", choose=balanced_8k, **PMC,
         ),
@@ -198,6 +208,10 @@ SETS: dict[str, NamedSet] = {
 }  # fmt: skip
 
 
+# Of the sets that one repository holds, its id means the first.
+HUB_IDS = {one.hub: one.name for one in reversed(SETS.values()) if one.hub}
+
+
 def licence_of(name: str) -> tuple[str, str]:
     """Licence and access terms of a named set."""
     if found := medmnist.subset_of(name):
@@ -206,9 +220,15 @@ def licence_of(name: str) -> tuple[str, str]:
     return one.licence, one.access
 
 
+def name_and_path(source: str) -> tuple[str, str]:
+    """The name that a source begins with, and the path behind it; a set's id on the hub is a name too."""
+    name, _, path = source.partition(":")
+    return HUB_IDS.get(name, name), path
+
+
 def is_named(source: str) -> bool:
-    """Whether a source begins with the name of a set."""
-    name = source.partition(":")[0]
+    """Whether a source begins with the name of a set. (A folder of that name is ./NAME.)"""
+    name = name_and_path(source)[0]
     return name in SETS or name.partition("@")[0] in SUBSETS
 
 
@@ -225,7 +245,7 @@ def nearest(source: str) -> str:
 
 def place_of(source: str) -> Path:
     """The folder (or the file, of MedMNIST and of conversations) that a named source is read from."""
-    name, _, path = source.partition(":")
+    name, path = name_and_path(source)
     if found := medmnist.subset_of(name):
         file = Path(path or cache_folder() / "medmnist")
         return file if file.suffix == ".npz" else file / found[0].file(found[1])
@@ -247,7 +267,7 @@ def parts_of(source: str, split: str | None) -> list[Part]:
     Raises:
         DataError: files that are not there, with the command that fetches them.
     """
-    name, place = source.partition(":")[0], place_of(source)
+    name, place = name_and_path(source)[0], place_of(source)
     wanted = [one for one in splits_of(name) if split in (None, one)]
     if found := medmnist.subset_of(name):
         subset, size = found
@@ -280,7 +300,7 @@ def split_parts(one: NamedSet, place: Path, split: str, images: Pictures | None)
     for file in dict.fromkeys(files):
         parts.append(Part(open_table(file), split, one.fields, images, first))
         first += rows_in(file)
-    return one.choose(parts, place) if one.choose and split == "train" else parts
+    return one.choose(parts, place, split) if one.choose else parts
 
 
 def rows_in(file: Path) -> int:

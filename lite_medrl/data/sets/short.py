@@ -8,7 +8,7 @@ others stay open.
 
 from __future__ import annotations
 
-from lite_medrl.data.sets.fields import FieldMap, Place, Values, closed_or_open, need
+from lite_medrl.data.sets.fields import FieldMap, Place, Values, closed_or_open, need, worded
 
 
 def image_question_answer(values: Values, place: Place) -> list[Values]:
@@ -17,7 +17,13 @@ def image_question_answer(values: Values, place: Place) -> list[Values]:
     found = closed_or_open(values["answer"])
     kind = "yes/no" if found["options"] else "open"
     return [
-        {"id": place.id(), "images": [values["image"]], "question": values["question"], "kind": kind, **found}
+        {
+            "id": place.id(),
+            "images": [values["image"]],
+            "question": worded(values, "question"),
+            "kind": kind,
+            **found,
+        }
     ]
 
 
@@ -29,7 +35,7 @@ def slake(values: Values, place: Place) -> list[Values]:
     row = {
         "id": place.id(values["qid"]),
         "images": [place.image(values["img_name"])],
-        "question": values["question"],
+        "question": worded(values, "question"),
         "kind": str(values.get("content_type") or "unknown"),
         "modality": str(values.get("modality") or "unknown"),
         "subject": str(values["img_id"]) if values.get("img_id") is not None else None,

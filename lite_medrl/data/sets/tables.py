@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -149,6 +150,8 @@ class JsonList:
                         value, end = decoder.raw_decode(text)
                     except json.JSONDecodeError:
                         pass
+                    except RecursionError as error:
+                        raise DataError(f"lists too deep in each other at byte {at}; repair it") from error
                     else:
                         yield at, value
                         at, text = at + len(text[:end].encode()), text[end:]
@@ -187,7 +190,7 @@ class Csv:
     def columns(self) -> list[str]:
         """The names in the first line; DataError where there are none, or one twice."""
         with self.path.open("rb") as file:
-            for _, _, cells in self._records(file, 0):
+            for cells in self._first(file):
                 names = [cell.strip() for cell in cells]
                 if not any(names):
                     break
@@ -195,6 +198,15 @@ class Csv:
                     raise DataError(f"{self.path}:1: column {', '.join(twice)} stands twice; rename one")
                 return names
         raise DataError(f"{self.path}: the data set is empty; it needs a line of column names and rows")
+
+    def _first(self, file: Any) -> Iterator[list[str]]:
+        """The first record, if there is one."""
+        try:
+            yield from (cells for _, _, cells in islice(self._records(file, 0), 1))
+        except (DataError, csv.Error) as error:
+            raise DataError(
+                f"{self.path}:1: the column names cannot be read: {error}; repair them"
+            ) from error
 
     def rows(self) -> Iterator[Row | Fault]:
         names = self.columns()
@@ -252,13 +264,19 @@ class Parquet:
     path: Path
 
     def rows(self) -> Iterator[Row | Fault]:
+        import pyarrow as pa
+
         file = parquet_file(str(self.path))
         leaves, pictures = leaves_of(file)
         at = 0
-        for batch in file.iter_batches(BATCH_ROWS, columns=leaves):
-            for values in batch.to_pylist():
-                yield Row(at + 1, at, with_refs(values, pictures, str(self.path), at))
-                at += 1
+        try:
+            for batch in file.iter_batches(BATCH_ROWS, columns=leaves):
+                for values in batch.to_pylist():
+                    yield Row(at + 1, at, with_refs(values, pictures, str(self.path), at))
+                    at += 1
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            told = f"cannot be read on after row {at} ({first_line(error)}); copy or download it again"
+            yield Fault(None, None, told, str(self.path))
 
     def read(self, at: int) -> dict[str, Any]:
         file = parquet_file(str(self.path))
@@ -322,7 +340,18 @@ def group_of(file: Any, at: int) -> tuple[int, int]:
 @lru_cache(maxsize=2)
 def part(path: str, group: int, leaves: tuple[str, ...]) -> Any:
     """Some columns of one row group, kept because neighbours are asked for next."""
-    return parquet_file(path).read_row_group(group, columns=list(leaves))
+    import pyarrow as pa
+
+    try:
+        return parquet_file(path).read_row_group(group, columns=list(leaves))
+    except (pa.ArrowException, OSError) as error:
+        told = f"{path}: row group {group} cannot be read ({first_line(error)}); copy or download it again"
+        raise DataError(told) from error
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def cell_bytes(ref: ImageRef) -> bytes:
