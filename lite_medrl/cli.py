@@ -135,6 +135,13 @@ def make_parser() -> argparse.ArgumentParser:
     benches = group.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
     add_step_options(verb(bench_step, "step", benches))
     rollout_arguments(verb(bench_rollout, "rollout", benches))
+    whole = verb(bench_all, "all", benches)
+    whole.add_argument("--tiny", action="store_true", help="small shapes, for a CPU")
+    whole.add_argument("--minutes", type=float, help="ends inside about this time (default: 20; tiny: 6)")
+    whole.add_argument(
+        "-o", "--output", type=Path, default=Path("docs/results"), metavar="DIR",
+        help="folder of the CSV files (default: docs/results)",
+    )  # fmt: skip
     return parser
 
 
@@ -323,6 +330,17 @@ def bench_step(args: argparse.Namespace, show: Show) -> None:
         **{name: getattr(args, name) for name in sizes},
     )
     show(found.as_json(), found.describe())
+
+
+def bench_all(args: argparse.Namespace, show: Show) -> int:
+    """Every benchmark that can run on this machine: kernels, updates, SFT, rollouts."""
+    from lite_medrl.tools.bench.everything import bench_all as measure
+    from lite_medrl.tools.bench.everything import describe
+
+    minutes = args.minutes or (6.0 if args.tiny else 20.0)
+    result = measure(args.output, tiny=args.tiny, minutes=minutes)
+    show(result, describe(result))
+    return 1 if result["failed"] else 0
 
 
 def table(results: dict[str, Any]) -> str:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lite_medrl.data.images import load_image
+from lite_medrl.data.parts import parts_of
 from lite_medrl.data.rows import Fault
-from lite_medrl.data.sources import Entry, Tally, entries, parts_of
+from lite_medrl.data.sources import Entry, Tally, entries
 from lite_medrl.types import DataError, ImageRef, Sample
 
 

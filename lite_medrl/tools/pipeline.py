@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -294,14 +291,15 @@ class Job:
     # ------------------------------------------------------------------------------------------------
     def finish(self, start: float, command: str) -> Json:
         """Baselines, tests, results.json, report.html."""
+        from lite_medrl.tools.closing import baselines, paired_tests, parameter_counts, peak_gib
         from lite_medrl.tools.report import write_report
 
         mark = time.perf_counter()
         results = {
             "stages": self.state.stages,
             "decisions": self.state.decisions,
-            "baselines": self.baselines(),
-            "tests": self.tests(),
+            "baselines": baselines(self),
+            "tests": paired_tests(self.folder, self.state.stages),
             "seconds": self.state.seconds,
             "peak_gib": peak_gib(),
             "data": {"source": self.recipe.data.source, "left_out": self.left_out},
@@ -324,70 +322,6 @@ class Job:
         self.save()
         say(f"report: {self.folder / 'report.html'}")
         return results
-
-    def baselines(self) -> Json:
-        """What a guess, the commonest answer and the last trained model without the image score on the test
-        split.
-        """
-        from lite_medrl.measure.ask import ask, drawing
-        from lite_medrl.measure.statistics import bootstrap_ci
-        from lite_medrl.measure.support import majority_baseline
-        from lite_medrl.model.encode import wording
-        from lite_medrl.model.generate import Sampling
-
-        test = self.sets["test"]
-        with Bar("blank images", len(test), "question") as bar:
-            blank = ask(
-                self.model,
-                self.processor,
-                test,
-                num_samples=0,
-                blank=True,
-                progress=bar.advance,
-                sampling=Sampling(self.recipe.diagnose.max_completion_length, temperature=0.0),
-                batch_size=self.recipe.diagnose.batch_size,
-                seed=self.recipe.seed,
-                **drawing(self.recipe.rollout),
-                **wording(self.recipe.prompt),
-            )
-        rows = {
-            "majority": majority_baseline(self.sets["train"], test),
-            "blank_image": [a.correct for a in blank],
-            "chance": [1 / len(s.options) for s in test],
-        }
-        found: Json = {}
-        for name, values in rows.items():
-            scores = [float(v) for v in values]
-            low, high = bootstrap_ci(
-                scores, bootstrap_samples=self.recipe.diagnose.bootstrap_samples, seed=self.recipe.seed
-            )
-            found[name] = {
-                "acc": sum(scores) / len(scores),
-                "ci95": [low, high],
-                "n": len(scores),
-                "split": "test",
-            }
-        found["blank_image"]["stage"] = self.state.stages[-1]["name"]
-        return found
-
-    def tests(self) -> Json:
-        """Paired tests between neighbouring stages on the test split."""
-        from lite_medrl.measure.statistics import mcnemar
-
-        answers: dict[str, dict[str, bool]] = {}
-        for line in (self.folder / "completions.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n"):
-            row = json.loads(line)
-            if row.get("split") == "test":
-                answers.setdefault(row["name"], {})[row["id"]] = row["correct"]
-        names = [s["name"] for s in self.state.stages if s["split"] == "test"]
-        found: Json = {}
-        for before, after in [
-            *pairwise(names),
-            *([(names[0], names[-1])] if len(names) > 2 else []),
-        ]:
-            pairs = [(answers[before][i], answers[after][i]) for i in answers[before]]
-            found[f"{after}_vs_{before}"] = asdict(mcnemar([a for a, _ in pairs], [b for _, b in pairs]))
-        return found
 
     # --- small things
     # -------------------------------------------------------------------------------------------
@@ -444,18 +378,3 @@ def removed_at_last(folder: Path) -> Iterator[None]:
 def stage_name(stage: str, number: int) -> str:
     """ "base", "sft" (round 1), "sft-2", ..., "grpo"."""
     return f"{stage}-{number}" if stage == "sft" and number > 1 else stage
-
-
-def parameter_counts(model: Any) -> Json:
-    """How many parameters there are and how many are trained (4-bit ones counted as weights, not bytes)."""
-    trained, total = model.get_nb_trainable_parameters()
-    return {"parameters": total, "trained_parameters": trained}
-
-
-def peak_gib() -> dict[str, float | None]:
-    """Peak resident memory of this process, and of the CUDA allocator where there is one."""
-    import torch
-
-    cuda = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
-    return {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, "cuda": cuda}

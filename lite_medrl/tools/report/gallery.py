@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lite_medrl.data.images import load_image
-from lite_medrl.data.sources import EMBEDDED
+from lite_medrl.data.parts import EMBEDDED
 from lite_medrl.tools.report.markup import NONE, Html, join, tag
 from lite_medrl.tools.report.svg import sign
 from lite_medrl.tools.report.words import label, words

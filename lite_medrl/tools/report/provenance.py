@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lite_medrl.data.sources import EMBEDDED
+from lite_medrl.data.parts import EMBEDDED
 from lite_medrl.tools.report.markup import NONE, Html, join, row_of, tag
 from lite_medrl.tools.report.run import Run, read_json
 from lite_medrl.tools.report.words import duration
