@@ -9,10 +9,11 @@ RUN ?= runs/quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYTHONUTF8 = 1
 
-.PHONY: help quickstart study demo test lint format browser install clean
+.PHONY: help quickstart study parser demo test lint format browser install clean
 help:
 	@echo "make quickstart  diagnose, SFT, GRPO and report on the embedded data and model (minutes, no GPU needed)"
 	@echo "make study       the quickstart under three seeds, put together into docs/results/quickstart.json"
+	@echo "make parser      a million random texts through the parser, and its speed: docs/results/parser.json"
 	@echo "make demo        ask the models of RUN=$(RUN) in a browser"
 	@echo "make test        ruff, pyright and pytest;  make lint  without pytest;  make format  rewrites"
 	@echo "make clean       remove caches and builds (not $(VENV), not runs/)"
@@ -45,6 +46,9 @@ study: $(VENV)/.installed
 	for seed in $(SEEDS); do $(BIN)/lite-medrl run examples/quickstart.yaml seed=$$seed \
 		--output_dir runs/study/seed$$seed --overwrite || exit 1; done
 	$(BIN)/lite-medrl pool $(foreach seed,$(SEEDS),runs/study/seed$(seed)) --output docs/results/quickstart.json
+
+parser: $(VENV)/.installed
+	$(BIN)/python tests/fuzz_parser.py --output docs/results/parser.json
 
 demo: $(VENV)/.installed
 	$(BIN)/lite-medrl demo $(RUN)

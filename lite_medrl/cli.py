@@ -119,17 +119,22 @@ def make_parser() -> argparse.ArgumentParser:
     two.add_argument("run_dir", type=Path, metavar="RUN", help="output directory of a run")
     two.add_argument("--port", type=int, help="default: the first free one from 7860")
     three = verb(data, "data")
-    three.add_argument("what", choices=["list", "inspect"], help="list the sources, or count and check one")
-    three.add_argument("source", nargs="?", default="embedded", help='"embedded" (default) or a .jsonl file')
+    add_data_flags(three)
     four = verb(pool, "pool")
     four.add_argument(
         "run_dirs", nargs="+", type=Path, metavar="RUN", help="finished runs that differ in seed"
     )
     four.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the JSON there as well")
+    five = verb(compare, "compare")
+    five.add_argument("first", type=Path, metavar="RUN_A", help="output directory of a finished run")
+    five.add_argument("second", type=Path, metavar="RUN_B", help="another one, on the same questions")
+    five.add_argument("--split", default="test", choices=["test", "validation"], help="default: test")
+    five.add_argument("--stage", metavar="NAME", help="base, sft, sft-2, grpo; default: each run's last one")
     verb(doctor, "doctor")
     group = verbs.add_parser("bench", help=BENCH, description=BENCH, allow_abbrev=False)
     benches = group.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
     add_step_options(verb(bench_step, "step", benches))
+    rollout_arguments(verb(bench_rollout, "rollout", benches))
     return parser
 
 
@@ -153,6 +158,47 @@ def add_step_options(step: argparse.ArgumentParser) -> None:
     step.add_argument("--minutes", type=float, help="ends inside this time (default: 10; tiny: 0.75)")
     step.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
     step.add_argument("-o", "--output", type=Path, metavar="FILE", help="CSV file that gets the rows as well")
+
+
+def add_data_flags(verb: argparse.ArgumentParser) -> None:
+    """What `data` takes: what to do, with which source, and the flags of each."""
+    verb.add_argument(
+        "what",
+        choices=["list", "inspect", "audit", "convert", "fetch"],
+        help="list the sets; check a source or show one row; measure overlap, priors and baselines; write a "
+        "source as rows and PNG files; download a set",
+    )
+    verb.add_argument(
+        "source", nargs="?", default="embedded",
+        help='"embedded" (default), a file or folder of rows, NAME or NAME:PATH of a set',
+    )  # fmt: skip
+    verb.add_argument(
+        "--on-error", "--on_error", choices=["stop", "skip"], default="stop",
+        help="at a row or image that cannot be used: stop (default), or leave it out and count it",
+    )  # fmt: skip
+    verb.add_argument("--row", metavar="ID", help="inspect: show this row as the model sees it")
+    verb.add_argument(
+        "--model", metavar="NAME", help="inspect: by this model's processor (default: embedded)"
+    )
+    verb.add_argument(
+        "--thumbnail", type=Path, metavar="FILE", help="inspect: write the row's images as a PNG"
+    )
+    verb.add_argument(
+        "--train", default="train", metavar="SPLIT", help="audit: the split that is learned from"
+    )
+    verb.add_argument("--test", default="test", metavar="SPLIT", help="audit: the split that is reported")
+    verb.add_argument("--split", help="convert: this split only")
+    verb.add_argument(
+        "--format", choices=["jsonl", "sharegpt"], default="jsonl",
+        help="convert: rows of our own (default), or conversations for LLaMA-Factory",
+    )  # fmt: skip
+    verb.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="convert: the new folder; fetch: instead of the cache",
+    )
 
 
 def run(args: argparse.Namespace, show: Show) -> None:
@@ -193,12 +239,44 @@ def demo(args: argparse.Namespace, show: Show) -> None:
 
 
 def data(args: argparse.Namespace, show: Show) -> int:
-    """List the data sources, or check every row and image of one and count what is in it."""
+    """List, check, audit, convert and fetch data sources."""
+    if args.what in ("audit", "convert", "fetch"):
+        handle_data(args, show)
+        return 0
+    if args.row is not None or args.thumbnail or args.model:
+        from lite_medrl.tools import look
+
+        seen = look.look(args.source, row=args.row, model=args.model or "embedded", thumbnail=args.thumbnail)
+        show(seen, look.describe(seen, colour=sys.stdout.isatty()))
+        return 0
     from lite_medrl.tools import samples
 
     report = samples.inspect(args.source) if args.what == "inspect" else samples.catalogue()
     show(report, samples.describe(report))
-    return BAD_INPUT if report.get("faults") else 0
+    return BAD_INPUT if report.get("faults") and args.on_error == "stop" else 0
+
+
+def handle_data(args: argparse.Namespace, show: Show) -> None:
+    """The parts of `data` that measure, write or fetch."""
+    if args.what == "audit":
+        from lite_medrl.tools import audit
+
+        report = audit.audit(args.source, train=args.train, test=args.test, on_error=args.on_error)
+        show(report, audit.describe(report))
+    elif args.what == "convert":
+        from lite_medrl.tools import convert
+
+        if args.output is None:
+            raise DataError("data convert needs --output DIR, the new folder")
+        report = convert.convert(
+            args.source, args.output, split=args.split, form=args.format, on_error=args.on_error
+        )
+        show(report, convert.describe(report))
+    else:
+        from lite_medrl.tools import samples
+
+        report = samples.fetched(args.source, args.output)
+        show(report, f"{report['path']}\nin a recipe: data.source: {report['source']}")
 
 
 def pool(args: argparse.Namespace, show: Show) -> None:
@@ -210,6 +288,14 @@ def pool(args: argparse.Namespace, show: Show) -> None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(pooled, indent=2) + "\n")
     show(pooled, describe(pooled))
+
+
+def compare(args: argparse.Namespace, show: Show) -> None:
+    """Say whether the second of two runs is better, paired question by question."""
+    from lite_medrl.tools.compare_runs import compare_runs, describe
+
+    found = compare_runs(args.first, args.second, split=args.split, stage=args.stage)
+    show(found, describe(found))
 
 
 def doctor(args: argparse.Namespace, show: Show) -> int:
@@ -256,6 +342,26 @@ def decision(row: dict[str, Any]) -> str:
 
     support = f"support {row['support']:.3f} at K = {row['rule_k']}, threshold {row['threshold']:.3f}"
     return f"after {row['after']}: {decided(row)} ({support})"
+
+
+def bench_rollout(args: argparse.Namespace, show: Show) -> None:
+    """Tokens a second, time to the first one and memory of every generator on the same prompts."""
+    from lite_medrl.tools.bench.rollout import describe, run_rollout
+
+    result = run_rollout(args)
+    show(result, describe(result["rows"]))
+
+
+def rollout_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `bench rollout`."""
+    parser.add_argument("--tiny", action="store_true", help="the embedded model, seconds on a CPU")
+    parser.add_argument("--model", help="a folder, a hub id, embedded, or qwen3-vl-4b (random weights)")
+    parser.add_argument("--impls", metavar="A,B", help="grouped, hf, hf-static, unsloth, vllm; default: all")
+    parser.add_argument("--sequences", metavar="N,M", help="answers at once, of 1, 8 and 64; default: all")
+    parser.add_argument("--prompt-tokens", "--prompt_tokens", type=int, help="of random weights' prompts")
+    parser.add_argument("--new-tokens", "--new_tokens", type=int, help="tokens of an answer")
+    parser.add_argument("--repeats", type=int, help="timed calls a row; the median counts (default: 3)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="append the rows to this CSV file")
 
 
 @contextmanager

@@ -53,7 +53,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError("\n".join(_explain(error, origins, path.name))) from None
+    refuse_together(recipe, origins, path.name)
     return Resolved(recipe, MappingProxyType({key: origins.get(key, "default") for key in keys()}))
+
+
+def refuse_together(recipe: Recipe, origins: Mapping[str, str], file: str) -> None:
+    """RecipeError for values that are right by themselves but not with others."""
+    if recipe.rollout.generator == "vllm" and recipe.grpo.enabled and recipe.model.load_in_4bit:
+        raise RecipeError(
+            f"{origins.get('rollout.generator', file)}: rollout.generator = 'vllm' cannot be used with "
+            "model.load_in_4bit = true: TRL merges the adapter into the weights for vLLM, and 4 bits lose "
+            "it; set model.load_in_4bit: false, or generator: grouped"
+        )
 
 
 def to_yaml(resolved: Resolved) -> str:

@@ -66,7 +66,7 @@ class Data(Section):
     """Which questions are learned from, decided on and reported."""
 
     source: str = Field(default="embedded", min_length=1)
-    """"embedded" for the set inside the package, or the path of a .jsonl file."""
+    """"embedded", a file or folder of rows, or the name of a set, as NAME or NAME:PATH (see README)."""
     train_split: str = Field(default="train", min_length=1)
     """Split that SFT and GRPO learn from."""
     validation_split: str = Field(default="validation", min_length=1)
@@ -81,6 +81,8 @@ class Data(Section):
     """Draw at most this many test questions; None takes all."""
     kinds: list[str] | None = None
     """Keep these kinds of question only; None keeps all."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """At a row or image that cannot be used, stop, or leave it out and count it in results.json."""
 
 
 class Prompt(Section):
@@ -92,6 +94,15 @@ class Prompt(Section):
     """Last line of the user turn; None takes the built-in one (reason in think tags, then answer)."""
     answer_style: Literal["option_text", "letter"] = "option_text"
     """What stands in the answer tags: the option's text or its letter."""
+
+
+class Rollout(Section):
+    """How answers are generated, in training and in measuring."""
+
+    generator: Literal["grouped", "hf", "vllm"] = "grouped"
+    """grouped: prompts pass through the model once; hf: transformers' own; vllm: TRL's, in training only."""
+    max_cache_gib: float | None = Field(default=None, gt=0)
+    """Keys and values held at once; what does not fit waits. None takes most of the memory that is free."""
 
 
 class Diagnose(Section):
@@ -107,6 +118,10 @@ class Diagnose(Section):
     """Nucleus sampling; 1 is off."""
     top_k: int = Field(default=0, ge=0)
     """Sample from the k likeliest tokens; 0 is off."""
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    """Sample from tokens at least this share as likely as the likeliest; None is off."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """Above 1, tokens that stand in the prompt or the answer already become less likely."""
     max_completion_length: int = Field(default=256, ge=1)
     """Tokens an answer may have."""
     threshold: float = Field(default=0.5, gt=0, lt=1)
@@ -196,6 +211,10 @@ class GRPO(Training):
     """Nucleus sampling; 1 is off."""
     top_k: int = Field(default=0, ge=0)
     """Sample from the k likeliest tokens; 0 is off."""
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    """Sample from tokens at least this share as likely as the likeliest; None is off."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """Above 1, tokens that stand in the prompt or the completion already become less likely."""
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL term to the adapter that GRPO started from; 0 saves its forward pass."""
     epsilon: float = Field(default=0.2, gt=0)
@@ -268,6 +287,7 @@ class Recipe(Section):
     lora: LoRA = LoRA()
     data: Data = Data()
     prompt: Prompt = Prompt()
+    rollout: Rollout = Rollout()
     diagnose: Diagnose = Diagnose()
     sft: SFT = SFT()
     grpo: GRPO = GRPO()

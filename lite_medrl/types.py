@@ -28,7 +28,11 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """Where an image lies: a file, or a member of a zip pack."""
+    """Where an image lies: a file, or a part of one.
+
+    `member` is a name in a zip pack, COLUMN/ROW[/PLACE] of a Parquet file, ARRAY/ROW of an .npz file, or
+    frame=N[&window=CENTRE,WIDTH] of a DICOM file.
+    """
 
     path: str
     member: str | None = None
@@ -39,7 +43,10 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One question about one or more images; `answer` is the text of the gold option."""
+    """One question about one or more images; `answer` is the text of the gold option.
+
+    An open question has no options; its answer is free text.
+    """
 
     id: str
     images: tuple[ImageRef, ...]
@@ -56,18 +63,25 @@ class Sample:
 
     @property
     def letter(self) -> str:
-        """Letter of the gold option, "A" for the first."""
+        """Letter of the gold option, "A" for the first. ValueError for an open question."""
+        if not self.options:
+            raise ValueError(f"sample {self.id} is an open question: it has no options, so no letter")
         return LETTERS[self.options.index(self.answer)]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled answer; `sampling_logps` are natural logs under the distribution that was sampled."""
+    """One sampled answer; `sampling_logps` are natural logs under the distribution that was sampled.
+
+    `logps` are those of the model itself at the sampling temperature, without bans, penalty or truncation:
+    what `score` computes for the same tokens.
+    """
 
     token_ids: tuple[int, ...]
     text: str
     sampling_logps: tuple[float, ...]
     finish_reason: FinishReason
+    logps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,286 +1,161 @@
-"""The parser's golden table, its profiles, and what must hold for any text."""
+"""The parser's golden table, its profiles, and what must hold for any text.
+
+golden_answers.jsonl holds one case a line: what is read (`lite`, `strict`) was written by hand; what
+published rules say (`verdicts`, null where a rule leaves the item out; `parts`) was recorded from the
+sources' own functions at the commits that the files of lite_medrl/data/reading name. `defects` names what a
+rule does wrong.
+"""
 
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
+from typing import Any
 
 import pytest
+from fuzz_parser import golden, noise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lite_medrl.data.answers import FAILURES, Answer, has_format, is_correct, parse
+from lite_medrl.data.answers import (
+    FAILURES,
+    PROFILES,
+    Answer,
+    has_format,
+    is_correct,
+    judge,
+    parse,
+)
 from lite_medrl.types import Sample
 
+GOLDEN = golden()
 LUNG = ("left lung", "lung", "heart", "right lung")
 SCAN = ("CT", "MRI", "X-ray", "ultrasound")
 STATE = ("normal", "abnormal")
 YN = ("yes", "no")
 NY = ("No", "Yes")
 COUNT = ("one", "two", "three", "four")
-SIDE = ("Left side", "Right side")
 KIDNEY = ("kidney-left", "kidney-right", "liver")
 BLOOD = ("B", "A", "AB", "O")
 RECEPTOR = ("ER+", "ER-", "HER2+", "HER2-")
 SIZE = ("<5 cm", ">5 cm", "5 cm")
 GERM = ("S. aureus", "C. difficile", "E. coli", "A. fumigatus")
 HEPATITIS = ("hepatitis", "hepatitis B", "hepatitis A", "steatosis")
-BREAST = ("malignant", "normal, benign")
 
 
 def tagged(answer: str) -> str:
     return f"<think> it looks so </think><answer>{answer}</answer>"
 
 
-INSIDE = [  # what stands in <answer>, the options, the value read, how (or the failure)
-    # option text: white space, case, NFKC, punctuation
-    (" lung ", LUNG, "lung", "option_text"),
-    ("left lung", LUNG, "left lung", "option_text"),
-    ("LEFT  LUNG", LUNG, "left lung", "option_text"),
-    ("\nlung\n", LUNG, "lung", "option_text"),
-    ("left\nlung", LUNG, "left lung", "option_text"),
-    ("lung.", LUNG, "lung", "option_text"),
-    ('"Heart"!', LUNG, "heart", "option_text"),
-    ("**right lung**", LUNG, "right lung", "option_text"),
-    ("\uff4c\uff55\uff4e\uff47", LUNG, "lung", "option_text"),
-    ("lung\u00a0", LUNG, "lung", "option_text"),
-    ("lu\u00adng", LUNG, "lung", "option_text"),
-    ("CT", SCAN, "CT", "option_text"),
-    ("CT ", SCAN, "CT", "option_text"),
-    ("x ray", SCAN, "X-ray", "option_text"),
-    ("Xray", SCAN, "X-ray", "option_text"),
-    ("X\u2011Ray", SCAN, "X-ray", "option_text"),
-    ("ultra-sound", SCAN, None, "unknown_option"),
-    # never a substring
-    ("abnormal", STATE, "abnormal", "option_text"),
-    ("normal", STATE, "normal", "option_text"),
-    ("not normal", STATE, None, "unknown_option"),
-    ("no heart", LUNG, None, "unknown_option"),
-    ("upper left lung", LUNG, None, "unknown_option"),
-    ("lungfish", LUNG, None, "unknown_option"),
-    ("kidney", LUNG, None, "unknown_option"),
-    ("benign", BREAST, None, "unknown_option"),
-    ("normal, benign", BREAST, "normal, benign", "option_text"),
-    # articles, plurals, number words, sides
-    ("the heart", LUNG, "heart", "option_text"),
-    ("A heart.", LUNG, "heart", "option_text"),
-    ("an MRI", SCAN, "MRI", "option_text"),
-    ("hearts", LUNG, "heart", "option_text"),
-    ("the left lungs", LUNG, "left lung", "option_text"),
-    ("biopsies", ("biopsy", "scan"), "biopsy", "option_text"),
-    ("masses", ("mass", "cyst"), "mass", "option_text"),
-    ("metastasis", ("metastases", "cysts"), "metastases", "option_text"),
-    ("Crohn disease", ("Crohn's disease", "colitis"), "Crohn's disease", "option_text"),
-    ("2", COUNT, "two", "option_text"),
-    ("Three", ("1", "2", "3"), "3", "option_text"),
-    ("12", COUNT, None, "unknown_option"),
-    ("left", SIDE, "Left side", "option_text"),
-    ("right-sided", SIDE, "Right side", "option_text"),
-    ("left kidney", KIDNEY, "kidney-left", "option_text"),
-    ("right kidney", KIDNEY, "kidney-right", "option_text"),
-    ("kidney", KIDNEY, None, "unknown_option"),
-    ("lungs", ("lung", "Lungs."), "Lungs.", "option_text"),
-    ("lung", ("the lung", "a lung", "heart"), None, "ambiguous_option"),
-    # signs that carry the meaning
-    ("ER-", RECEPTOR, "ER-", "option_text"),
-    ("er +", RECEPTOR, "ER+", "option_text"),
-    ("ER", RECEPTOR, None, "unknown_option"),
-    ("> 5 cm", SIZE, ">5 cm", "option_text"),
-    ("5 cm.", SIZE, "5 cm", "option_text"),
-    (".5", ("5", "50"), None, "unknown_option"),
-    ("15", ("1.5", "1-5"), None, "unknown_option"),
-    ("1,5", ("15", "1.5"), None, "unknown_option"),
-    ("-5", ("5", "7"), None, "unknown_option"),
-    ("50 %", ("50%", "50"), "50%", "option_text"),
-    ("CO", ("Co", "CO"), "CO", "option_text"),
-    ("co", ("Co", "CO"), None, "ambiguous_option"),
-    # letters
-    ("B", SCAN, "MRI", "letter"),
-    ("b", SCAN, "MRI", "letter"),
-    ("a", SCAN, "CT", "letter"),
-    ("\nA\n", SCAN, "CT", "letter"),
-    ("(A)", SCAN, "CT", "letter"),
-    ("A.", SCAN, "CT", "letter"),
-    ("[c]", SCAN, "X-ray", "letter"),
-    ("**D**", SCAN, "ultrasound", "letter"),
-    (r"\boxed{C}", SCAN, "X-ray", "letter"),
-    ("\uff22", SCAN, "MRI", "letter"),
-    ("Answer: C", SCAN, "X-ray", "letter"),
-    ("The correct answer is option (B).", SCAN, "MRI", "letter"),
-    ("Option D", SCAN, "ultrasound", "letter"),
-    ("E", SCAN, None, "unknown_option"),
-    ("A+", SCAN, None, "unknown_option"),
-    # letter and text
-    ("A) CT", SCAN, "CT", "letter_text"),
-    ("A. ct", SCAN, "CT", "letter_text"),
-    ("(B) MRI", SCAN, "MRI", "letter_text"),
-    ("C: X-ray", SCAN, "X-ray", "letter_text"),
-    ("D - Ultrasound.", SCAN, "ultrasound", "letter_text"),
-    ("B MRI", SCAN, "MRI", "letter_text"),
-    ("MRI (B)", SCAN, "MRI", "letter_text"),
-    ("Answer: B. an MRI", SCAN, "MRI", "letter_text"),
-    ("C. heart", LUNG, "heart", "letter_text"),
-    ("A. MRI", SCAN, None, "letter_text_conflict"),
-    ("MRI (A)", SCAN, None, "letter_text_conflict"),
-    ("F. MRI", SCAN, None, "letter_text_conflict"),
-    ("A. PET", SCAN, None, "unknown_option"),
-    ("B. the dark one", SCAN, None, "unknown_option"),
-    # options that look like letters, or begin with one
-    ("A", BLOOD, "A", "option_text"),
-    ("b", BLOOD, "B", "option_text"),
-    ("AB", BLOOD, "AB", "option_text"),
-    ("C", BLOOD, "AB", "letter"),
-    ("A. B", BLOOD, "B", "letter_text"),
-    ("A B", ("A", "B", "AB", "O"), None, "unknown_option"),
-    ("E. coli", GERM, "E. coli", "option_text"),
-    ("e coli", GERM, "E. coli", "option_text"),
-    ("C. E. coli", GERM, "E. coli", "letter_text"),
-    ("C. C. difficile", GERM, None, "letter_text_conflict"),
-    ("hepatitis b", HEPATITIS, "hepatitis B", "option_text"),
-    ("hepatitis (B)", HEPATITIS, None, "letter_text_conflict"),
-    ("hepatitis", HEPATITIS, "hepatitis", "option_text"),
-    # yes and no as whole tokens
-    ("Yes.", YN, "yes", "option_text"),
-    ("NO", NY, "No", "option_text"),
-    ("yes, there is no doubt", YN, "yes", "yes_no"),
-    ("No, the heart is normal.", NY, "No", "yes_no"),
-    ("normal heart size", YN, None, "unknown_option"),
-    ("there is no mass", YN, None, "unknown_option"),
-    ("No abnormality", YN, None, "unknown_option"),
-    ("not sure", YN, None, "unknown_option"),
-    ("known", YN, None, "unknown_option"),
-    ("Yes. No.", YN, None, "two_answers"),
-    ("no, I mean yes", YN, None, "two_answers"),
-    ("yes/no", YN, None, "two_answers"),
-    ("B. No", YN, "no", "letter_text"),
-    ("B", NY, "Yes", "letter"),
-    # lists and lines
-    ("A and B", SCAN, None, "two_answers"),
-    ("A, B", SCAN, None, "two_answers"),
-    ("CT or MRI", SCAN, None, "two_answers"),
-    ("B, MRI", SCAN, "MRI", "letter_text"),
-    ("lung, heart", LUNG, None, "two_answers"),
-    ("B\nBecause it is bright.", SCAN, "MRI", "letter"),
-    ("MRI\nIt is bright.", SCAN, "MRI", "option_text"),
-    ("B\nD", SCAN, None, "two_answers"),
-    ("It is bright.\nB", SCAN, None, "unknown_option"),
-    ("", SCAN, None, "empty_answer"),
-    (" \n ", SCAN, None, "empty_answer"),
-    ("\u00ad", SCAN, None, "empty_answer"),
-    ("...", SCAN, None, "unknown_option"),
-]
-WHOLE = [  # the whole text, the options, the value read, how (or the failure)
-    ("<answer>B", SCAN, "MRI", "letter"),
-    ("<answer> MRI </ans", SCAN, "MRI", "option_text"),
-    ("<answer>\nMRI\nbecause it is bright", SCAN, "MRI", "option_text"),
-    ("<answer> a", SCAN, None, "unknown_option"),
-    ("<think> x </think> <ANSWER> ct </ANSWER>", SCAN, "CT", "option_text"),
-    ("<think> x </think>\n<answer>CT</answer>\n", SCAN, "CT", "option_text"),
-    ("< answer > CT < / answer >", SCAN, "CT", "option_text"),
-    ("\uff1canswer\uff1eCT\uff1c/answer\uff1e", SCAN, "CT", "option_text"),
-    ("<answer>CT</answer> <answer>A</answer>", SCAN, "CT", "letter"),
-    ("<answer>CT</answer> <answer>MRI</answer>", SCAN, None, "two_answers"),
-    ("<answer>a lamp</answer> <answer>MRI</answer>", SCAN, None, "two_answers"),
-    ("<answer></answer> <answer>MRI</answer>", SCAN, "MRI", "option_text"),
-    ("<answer>MRI</answer> <answer> MR", SCAN, "MRI", "option_text"),
-    ("<answer>MRI</answer> <answer> CT", SCAN, None, "two_answers"),
-    ("<answer> <answer> CT </answer>", SCAN, "CT", "option_text"),
-    ("<think> maybe <answer>CT</answer> </think><answer>MRI</answer>", SCAN, "MRI", "option_text"),
-    ("<think> in <answer> tags </think><answer>MRI</answer>", SCAN, "MRI", "option_text"),
-    ("so, in <answer> tags </think><answer>MRI</answer>", SCAN, "MRI", "option_text"),
-    ("<think> x <answer>MRI</answer></think>", SCAN, "MRI", "option_text"),
-    ("<think> x <answer>MRI</answer>", SCAN, "MRI", "option_text"),
-    ("<answer>MRI</answer><think> CT </think>", SCAN, "MRI", "option_text"),
-    ("<think>a</think><answer>CT</answer><think>b</think><answer>MRI</answer>", SCAN, None, "two_answers"),
-    # without tags: only an explicit statement or the option and nothing else
-    ("MRI", SCAN, "MRI", "option_text"),
-    ("(b)", SCAN, "MRI", "letter"),
-    ("<think> x </think> B. MRI", SCAN, "MRI", "letter_text"),
-    ("MRI </answer>", SCAN, "MRI", "option_text"),
-    ("It is bright. The answer is B.", SCAN, "MRI", "letter"),
-    ("The answer is B. The skull is bright.", SCAN, "MRI", "letter"),
-    ("The answer is B because it is bright", SCAN, "MRI", "letter"),
-    ("**Answer:** B", SCAN, "MRI", "letter"),
-    ("Answer: B. MRI\nIt is bright.", SCAN, "MRI", "letter_text"),
-    ("Final answer: the MRI", SCAN, "MRI", "option_text"),
-    ("The answer is:\n\nMRI", SCAN, "MRI", "option_text"),
-    ("The answer is yes, as it seems.", YN, "yes", "option_text"),
-    ("The answer is yes, there is one.", YN, "yes", "yes_no"),
-    ("The answer is A. MRI", SCAN, None, "letter_text_conflict"),
-    ("The answer is E. coli infection", (*GERM, "none"), None, "unknown_option"),
-    ("The answer is a", SCAN, None, "unknown_option"),
-    ("The answer is A", SCAN, "CT", "letter"),
-    ("answer: a", SCAN, "CT", "letter"),
-    ("The answer is not B", SCAN, None, "unknown_option"),
-    ("The answer is A or B", SCAN, None, "unknown_option"),
-    ("The answer is A. No, the answer is B.", SCAN, None, "two_answers"),
-    ("I check if the answer is A.", SCAN, None, "no_answer"),
-    ("A chest radiograph shows a mass, so option (C) fits", SCAN, None, "no_answer"),
-    ("This is an MRI of the head", SCAN, None, "no_answer"),
-    ("<think> so the answer is B </think>", SCAN, None, "no_answer"),
-    ("<think> so the answer is B", SCAN, None, "no_answer"),
-    ("<think> so the answer is B </think> I am not sure", SCAN, None, "no_answer"),
-    ("", SCAN, None, "no_answer"),
-    ("I do not know", SCAN, None, "no_answer"),
-]
-FREE = [  # without options
-    ("<answer> a  small mass. </answer>", "a small mass", "free_text"),
-    ("<answer>B</answer>", "B", "letter"),
-    ("(b)", "B", "letter"),
-    ("The answer is pneumonia. It is white.", "pneumonia", "free_text"),
-    ("<answer>Mass</answer><answer>mass.</answer>", "mass", "free_text"),
-    ("<answer>mass</answer><answer>cyst</answer>", None, "two_answers"),
-    ("a mass", None, "no_answer"),
-    ("<answer></answer>", None, "empty_answer"),
-]
-STRICT = [  # the whole text, the value read, how (or the failure); options are SCAN
-    ("<think>x</think><answer>mri</answer>", "MRI", "option_text"),
-    ("<think>x</think>\n<answer>\nMRI\n</answer>\n", "MRI", "option_text"),
-    ("<think>x</think><answer>b</answer>", "MRI", "letter"),
-    ("<think>x</think><answer>B. MRI</answer>", "MRI", "letter_text"),
-    ("<think>x</think><answer>B. CT</answer>", None, "unknown_option"),
-    ("<think>x</think><answer>(B)</answer>", None, "unknown_option"),
-    ("<think>x</think><answer>B.</answer>", None, "unknown_option"),
-    ("<think>x</think><answer>B) MRI</answer>", None, "unknown_option"),
-    ("<think>x</think><answer>the MRI</answer>", None, "unknown_option"),
-    ("<think>x</think><answer> </answer>", None, "empty_answer"),
-    ("<answer>MRI</answer>", None, "bad_format"),
-    ("MRI", None, "bad_format"),
-]
+def reading(answer: Answer) -> dict[str, str | None]:
+    """An Answer as the golden table writes it."""
+    if answer.value is None:
+        assert answer.how is answer.label is None
+        return {"failure": answer.failure}
+    assert answer.failure is None
+    return {"value": answer.value, "how": answer.how}
 
 
-def check(answer: Answer, value: str | None, how_or_failure: str) -> None:
-    expected = (value, how_or_failure, None) if value is not None else (None, None, how_or_failure)
-    assert (answer.value, answer.how, answer.failure) == expected
+def name(row: dict[str, Any]) -> str:
+    return f"{row['text']!r:.60} of {row['options']}"
 
 
-@pytest.mark.parametrize(("text", "options", "value", "how"), INSIDE)
-def test_inside_the_tags(text: str, options: tuple[str, ...], value: str | None, how: str) -> None:
-    answer = parse(tagged(text), options=options)
-    check(answer, value, how)
-    assert answer.has_format
-    assert answer.label == (None if value is None else "ABCDE"[options.index(value)])
+def test_the_golden_table_is_large_and_holds_every_case_once() -> None:
+    keys = {(r["text"], tuple(r["options"] or ()), r["gold"], r["answer_type"]) for r in GOLDEN}
+    assert len(keys) == len(GOLDEN) >= 300
 
 
-@pytest.mark.parametrize(("text", "options", "value", "how"), WHOLE)
-def test_whole_text(text: str, options: tuple[str, ...], value: str | None, how: str) -> None:
-    check(parse(text, options=options), value, how)
+@pytest.mark.parametrize("row", GOLDEN, ids=name)
+def test_reading(row: dict[str, Any]) -> None:
+    answer = parse(row["text"], options=row["options"])
+    assert reading(answer) == row["lite"]
+    if row["options"]:
+        place = None if answer.value is None else row["options"].index(answer.value)
+        assert answer.label == (None if place is None else "ABCDE"[place])
+    if "strict" in row:
+        assert reading(parse(row["text"], options=row["options"], profile="strict")) == row["strict"]
 
 
-@pytest.mark.parametrize(("text", "value", "how"), FREE)
-def test_without_options(text: str, value: str | None, how: str) -> None:
-    check(parse(text), value, how)
+@pytest.mark.parametrize("row", [row for row in GOLDEN if "verdicts" in row], ids=name)
+def test_published_rules_say_what_they_said(row: dict[str, Any]) -> None:
+    for profile, score in row["verdicts"].items():
+        verdict = judge(
+            row["text"],
+            row["gold"],
+            options=row["options"],
+            answer_type=row["answer_type"],
+            profile=profile,
+        )
+        assert verdict.counted == (score is not None), profile
+        assert verdict.score == pytest.approx(score or 0.0, abs=1e-12), profile
+        if profile in row.get("parts", {}):
+            assert dict(verdict.parts) == pytest.approx(row["parts"][profile], abs=1e-12)
 
 
-@pytest.mark.parametrize(("text", "value", "how"), STRICT)
-def test_strict(text: str, value: str | None, how: str) -> None:
-    check(parse(text, options=SCAN, profile="strict"), value, how)
+def test_every_known_defect_is_in_the_table_and_not_in_ours() -> None:
+    """Where a rule is known to be wrong, ours reads the answer or says that there is none."""
+    rows = [row for row in GOLDEN if "defects" in row]
+    named = {defect for row in rows for defect in row["defects"]}
+    assert len(named) >= 25
+    assert {profile for row in rows for profile in row["defects"].values()} >= {
+        "llava-med", "medevalkit-nojudge", "medvlthinker", "medvlthinker-reward", "medvlthinker-regrade",
+        "medbridgerl", "medbridgerl-reward", "lmms-eval", "VLMEvalKit", "OctoMed",
+    }  # fmt: skip
+    for row in rows:
+        ours = judge(row["text"], row["gold"], options=row["options"], answer_type=row["answer_type"])
+        value = row["lite"].get("value")
+        assert ours.correct == (value is not None and value.removeprefix("an ") == row["gold"])
+
+
+def test_half_right_prints_as_all_right_before_the_repair() -> None:
+    answers, golds = ("yes", "no", "no", "yes"), ("yes", "yes", "no", "no")
+
+    def mean(profile: str) -> float:
+        verdicts = [judge(a, g, options=YN, profile=profile) for a, g in zip(answers, golds, strict=True)]
+        return statistics.fmean(v.score for v in verdicts if v.counted)
+
+    assert mean("llava-med") == 1.0
+    assert mean("llava-med-repaired") == mean("medevalkit-nojudge") == 0.5
+    assert statistics.fmean(judge(a, g, options=YN).score for a, g in zip(answers, golds, strict=True)) == 0.5
+
+
+def test_recall_is_stored_as_f1() -> None:
+    parts = judge(tagged("small mass"), "mass", answer_type="open", profile="medevalkit-nojudge").parts
+    assert parts == {"em": 0.0, "precision": pytest.approx(2 / 3), "recall": 0.5, "f1": 1.0}
+    ours = judge(tagged("small mass"), "mass", answer_type="open").parts
+    assert ours == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3)}
+
+
+def test_judge_tells_the_answer_type_from_the_options_and_the_gold() -> None:
+    assert judge("normal heart", "no", profile="medevalkit-nojudge").correct  # yes_no: found inside "normal"
+    assert not judge("normal heart", "no").correct
+    assert judge(tagged("No."), "no").correct
+    assert judge(tagged("two masses"), "2 mass").score == 1.0  # open: plurals and number words are the same
+    assert judge(tagged("B"), "MRI", options=SCAN).reading == "MRI"
+    assert judge("no idea at all", "mass").score == 0.0
+    with pytest.raises(ValueError, match="'PET' is not among the options"):
+        judge("B", "PET", options=SCAN)
+
+
+def test_a_published_rule_reads_the_option_that_it_would_call_right() -> None:
+    assert parse("A mass, so (C)", options=SCAN, profile="medbridgerl").value == "CT"
+    assert parse("<answer>b</answer>", options=SCAN, profile="medvlthinker") == Answer(
+        "MRI", "B", "rule", None, False
+    )
+    assert parse("yes or no", options=YN, profile="llava-med").failure == "two_answers"
+    assert parse("dunno", options=SCAN, profile="medvlthinker").failure == "unknown_option"
+    assert parse("<answer> a mass </answer>", profile="medvlthinker").value == "a mass"
+    assert parse("", profile="medvlthinker").failure == "no_answer"
 
 
 def test_strict_takes_the_text_of_an_option_before_its_letter() -> None:
-    check(parse(tagged("a"), options=BLOOD, profile="strict"), "A", "option_text")
-    check(parse(tagged("co"), options=("CO", "Co"), profile="strict"), None, "ambiguous_option")
-    check(parse(tagged(" a mass. "), profile="strict"), "a mass.", "free_text")
+    for answer, options, expected in (
+        ("a", BLOOD, {"value": "A", "how": "option_text"}),
+        ("co", ("CO", "Co"), {"failure": "ambiguous_option"}),
+        (" a mass. ", None, {"value": "a mass.", "how": "free_text"}),
+    ):
+        assert reading(parse(tagged(answer), options=options, profile="strict")) == expected
 
 
 @pytest.mark.parametrize(
@@ -311,8 +186,8 @@ def test_options_beyond_the_letters_are_read_by_text() -> None:
     assert parse(tagged("J"), options=options).value == "organ 10"
 
 
-def test_unknown_profile_names_the_two() -> None:
-    with pytest.raises(ValueError, match=r"'lite-v2': use 'lite-v1' or 'strict'"):
+def test_unknown_profile_names_them_all() -> None:
+    with pytest.raises(ValueError, match=r"'lite-v2': use one of lite-v1, strict, medvlthinker"):
         parse("B", options=SCAN, profile="lite-v2")
 
 
@@ -321,6 +196,10 @@ def test_is_correct() -> None:
     assert is_correct(tagged("B"), sample)
     assert not is_correct(tagged("A"), sample)
     assert not is_correct("no idea", sample)
+    free = Sample("2", (), "What is seen?", (), "two masses", "finding", "head", "here", "CC0-1.0")
+    assert is_correct(tagged("2 mass"), free)
+    assert not is_correct(tagged("mass"), free)
+    assert not is_correct("no idea", free)
 
 
 WORDS = """<think> </think> <answer> </answer> < / > A B C (A) B. D) yes no not answer: is the The a an or
@@ -337,7 +216,7 @@ OPTIONS = st.one_of(
 
 
 @settings(max_examples=1500, deadline=None, derandomize=True)
-@given(text=TEXTS, options=OPTIONS, profile=st.sampled_from(["lite-v1", "strict"]))
+@given(text=TEXTS, options=OPTIONS, profile=st.sampled_from(PROFILES))
 @example(text="<answer> İ. </answer>", options=("i̇",), profile="lite-v1")
 def test_any_text_is_an_option_or_a_named_failure(text: str, options: tuple[str, ...], profile: str) -> None:
     answer = parse(text, options=options, profile=profile)
@@ -365,12 +244,47 @@ def test_an_option_in_its_own_words_is_always_read(options: list[str], profile: 
         assert parse(tagged(gold), options=options, profile=profile).value == gold
 
 
-@pytest.mark.parametrize("options", [LUNG, SCAN, STATE, COUNT, RECEPTOR, SIZE, KIDNEY, HEPATITIS])
-def test_the_order_of_the_options_does_not_change_a_reading_of_text(options: tuple[str, ...]) -> None:
-    texts = [text for text, *_, how in INSIDE if how in ("option_text", "yes_no", "ambiguous_option")]
-    for text in (text for text in texts if len(text.strip()) > 1):
-        readings = {parse(tagged(text), options=order).value for order in itertools.permutations(options)}
-        assert len(readings) == 1, text
+TEXTUAL = [row for row in GOLDEN if row["options"] and row["lite"].get("how") in ("option_text", "yes_no")]
+
+
+def test_the_order_of_the_options_does_not_change_a_reading_of_text() -> None:
+    rows = [row for row in TEXTUAL if len(row["lite"]["value"]) > 1 and len(row["options"]) <= 4]
+    assert len(rows) > 80
+    for row in rows:
+        readings = {
+            parse(row["text"], options=order).value for order in itertools.permutations(row["options"])
+        }
+        assert readings == {row["lite"]["value"]}, row["text"]
+
+
+@pytest.mark.parametrize("row", [row for row in GOLDEN if row["options"]], ids=name)
+def test_white_space_around_an_answer_does_not_matter(row: dict[str, Any]) -> None:
+    wide = row["text"].replace("<answer>", "<answer> \n ").replace("</answer>", " \t</answer>")
+    assert reading(parse(f" \n{wide}\n ", options=row["options"])) == row["lite"]
+    again = parse(tagged(row["lite"].get("value") or ""), options=row["options"])
+    assert again.value == row["lite"].get("value")  # reading a value gives the value
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(text=TEXTS, options=OPTIONS, gold=st.integers(0, 11), profile=st.sampled_from(PROFILES))
+def test_any_text_is_judged(text: str, options: tuple[str, ...], gold: int, profile: str) -> None:
+    for answer_type in ("choice", "yes_no", "closed", "open"):
+        verdict = judge(
+            text,
+            options[gold % len(options)] if options else text[:gold],
+            options=options,
+            answer_type=answer_type,
+            profile=profile,
+        )
+        assert 0.0 <= verdict.score <= 1.0
+        assert all(0.0 <= part <= 1.0 for part in verdict.parts.values())
+
+
+def test_twenty_thousand_random_texts_end_in_an_option_or_a_failure() -> None:
+    for text, options in noise(20_000, seed=0):
+        for profile in ("lite-v1", "strict"):
+            answer = parse(text, options=options, profile=profile)
+            assert answer.value in options if answer.failure is None else answer.failure in FAILURES
 
 
 def test_long_nonsense_takes_no_quadratic_time() -> None:

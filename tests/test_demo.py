@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -184,6 +185,20 @@ def test_an_answer_is_the_one_of_the_evaluation(comparison: Comparison) -> None:
     )  # fmt: skip
     replies = [comparison.answer("sft", question) for question in questions]
     assert [(r.text, r.correct) for r in replies] == [(a.greedy, a.correct) for a in asked]
+
+
+def test_watching_shows_every_stage_write_what_it_then_answers(comparison: Comparison) -> None:
+    (question,) = comparison.examples(1)
+    seen = list(comparison.watch(question))
+    assert [stage for stage, _ in seen] == sorted((s for s, _ in seen), key=STAGES.index)
+    replies = {stage: said for stage, said in seen if isinstance(said, Reply)}
+    for stage in STAGES:
+        texts = [said for s, said in seen if s == stage and isinstance(said, str)]
+        assert len(texts) > 3
+        assert all(later.startswith(sooner) for sooner, later in pairwise(texts))
+        whole = comparison.answer(stage, question)
+        assert texts[-1] == replies[stage].text == whole.text
+        assert (replies[stage].answer, replies[stage].correct) == (whole.answer, whole.correct)
 
 
 def test_without_a_gold_answer_nothing_is_right_or_wrong(comparison: Comparison) -> None:
@@ -395,17 +410,18 @@ def desk(tmp_path: Path) -> Any:
     """A desk over a stand-in that answers with the first option at once."""
     from lite_medrl.tools.demo_page import Desk
 
-    def answers(asked: Sample) -> Iterator[Reply]:
+    def watch(asked: Sample) -> Iterator[tuple[str, str | Reply]]:
         for ref in asked.images:
             from lite_medrl.data.images import load_image
 
             load_image(ref)
         for stage in STAGES:
-            yield reply(f"<think> x </think><answer> {asked.options[0]} </answer>", stage)
+            yield stage, "<think> y"
+            yield stage, reply(f"<think> x </think><answer> {asked.options[0]} </answer>", stage)
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     known = sample(images=(ImageRef(str(tmp_path / "a.png")),))
-    return Desk(SimpleNamespace(stages=STAGES, answers=answers), [known])  # pyright: ignore[reportArgumentType]
+    return Desk(SimpleNamespace(stages=STAGES, watch=watch), [known])  # pyright: ignore[reportArgumentType]
 
 
 def test_an_untouched_example_is_asked_with_its_gold_answer(desk: Any, tmp_path: Path) -> None:
@@ -413,7 +429,8 @@ def test_an_untouched_example_is_asked_with_its_gold_answer(desk: Any, tmp_path:
     assert (image.size, question, options, place) == ((8, 8), "what ?", "lung\nliver", 0)
     assert "not asked yet" in empty
     steps = list(desk.ask(str(tmp_path / "a.png"), question, options, place))
-    assert [step.count("lm-foot") for step in steps] == [0, 1, 2, 3]
+    assert [step.count("lm-foot") for step in steps] == [0, 0, 1, 1, 2, 2, 3]
+    assert ["&lt;think&gt; y \u2026" in step for step in steps] == [False, True, False] + [True, False] * 2
     assert all("Gold answer" in step for step in steps)
 
 
@@ -568,7 +585,8 @@ def test_a_browser_asks_and_reads_three_answers(
         page.locator("#examples button.thumbnail-item").nth(1).click()
         page.wait_for_function("document.querySelector('#replies [role=alert]') == null")
         told = f"<think> {HOSTILE} </think><answer> {HOSTILE} </answer>"
-        monkeypatch.setattr(comparison, "answer", lambda stage, _: reply(told, stage))
+        said = [(stage, part) for stage in STAGES for part in (HOSTILE, reply(told, stage))]
+        monkeypatch.setattr(comparison, "watch", lambda _: iter(said))
         assert [answer for _, answer in ask(page)] == [HOSTILE] * 3
         assert page.evaluate("window.pwned") is None
         assert page.locator("#replies img, #replies script").count() == 0

@@ -84,7 +84,7 @@ def script(trainer_class: type, tmp_path: Path, **options: Any) -> Any:
 
 
 def test_the_script_runs(tmp_path: Path) -> None:
-    trainer = script(GRPOTrainer, tmp_path)
+    trainer = script(GRPOTrainer, tmp_path, max_completion_length=24)
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
     logs = [row for row in trainer.state.log_history if "reward" in row]
@@ -122,7 +122,7 @@ def test_loss_and_gradient_are_trls(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     trainer.model.train()
-    batch = trainer._scored(rows(trainer), G)
+    batch = number_groups(trainer._generate_and_score_completions(rows(trainer)), G)
     rotate_in_fp64(monkeypatch)
     in_fp64(trainer.model)
     assert [len(one["image_grid_thw"]) for one in batch["images_G"]] == [1, 2, 1, 1]
@@ -169,7 +169,7 @@ def test_old_and_reference_passes_are_plain_ones(tmp_path: Path) -> None:
 
 
 def test_every_image_is_processed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = script(GRPOTrainer, tmp_path)
+    trainer = script(GRPOTrainer, tmp_path, max_completion_length=24)
     trainer.model.train()
     kind, seen = type(trainer.processing_class.image_processor), []
     real = kind.preprocess
@@ -199,7 +199,7 @@ def test_no_image_token_is_ever_drawn(tmp_path: Path) -> None:
 
 
 def test_a_prompt_that_lost_image_tokens_is_named(tmp_path: Path) -> None:
-    trainer = script(GRPOTrainer, tmp_path)
+    trainer = script(GRPOTrainer, tmp_path, max_completion_length=24)
     trainer.model.train()
     batch = trainer._scored(rows(trainer), G)
     batch["advantages"] = torch.ones(4 * G)
@@ -214,7 +214,7 @@ def test_a_prompt_that_lost_image_tokens_is_named(tmp_path: Path) -> None:
 
 def test_number_groups_takes_what_trl_hands_out(tmp_path: Path) -> None:
     """TRL's own tensors, every row with its copy, make the same groups as ours with one copy."""
-    trainer = script(GRPOTrainer, tmp_path)
+    trainer = script(GRPOTrainer, tmp_path, max_completion_length=24)
     trainer.model.train()
     batch = trainer._generate_and_score_completions(rows(trainer))
     whole, once = number_groups(batch, G), trainer._scored(rows(trainer), G)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,19 +9,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from scipy.stats import chisquare
-from transformers import (
-    MinPLogitsWarper,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from lite_medrl.model import generate as module
+from lite_medrl.model import hf_generate as hf_module
 from lite_medrl.model.encode import encode_prompts, special_ids, stop_ids
-from lite_medrl.model.generate import Sampling, draw, generate, truncate
+from lite_medrl.model.generate import Sampling, generate
 from lite_medrl.model.score import score
 
 GREEDY = Sampling(16, temperature=0.0)
@@ -110,19 +102,6 @@ def test_sampling_logps_are_the_rescored_ones(
     assert all(len(c.token_ids) == len(c.sampling_logps) for c in flat)
 
 
-def test_with_banned_tokens_the_logps_are_renormalised() -> None:
-    logits = torch.randn(5, 12, generator=torch.Generator().manual_seed(0)) * 2
-    allowed = [i for i in range(12) if i not in (0, 3, 11)]
-    masked = logits.clone()
-    masked[:, [0, 3, 11]] = -torch.inf
-    token, logp = draw(masked, torch.linspace(0, 0.99, 5), Sampling(1))
-    expected = logits[:, allowed].log_softmax(-1)
-    for row in range(5):
-        assert float(logp[row]) == pytest.approx(
-            float(expected[row, allowed.index(int(token[row]))]), abs=1e-6
-        )
-
-
 def test_batch_layout_does_not_change_the_samples() -> None:
     """A fifth of the vocabulary ends an answer here, so that rows leave a batch at all times."""
     processor = tiny.make_processor()
@@ -201,8 +180,8 @@ def test_finish_reasons_and_texts(schooled: Any) -> None:
 
 def test_the_training_flag_is_put_back(schooled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, seen = prompts(schooled.processor, 1), []
-    real = module._decode
-    monkeypatch.setattr(module, "_decode", lambda model, *a: seen.append(model.training) or real(model, *a))
+    real = module.start
+    monkeypatch.setattr(module, "start", lambda model, *a: seen.append(model.training) or real(model, *a))
     for flag in (True, False):
         schooled.model.train(flag)
         generate(schooled.model, schooled.processor, inputs, num_generations=2, sampling=Sampling(2))
@@ -236,57 +215,6 @@ def test_banned_tokens_are_never_drawn() -> None:
         groups = generate(model, processor, prompts(processor), num_generations=8, sampling=sampling)
         assert not {t for group in groups for c in group for t in c.token_ids} & set(banned)
         assert np.isfinite([logp for group in groups for c in group for logp in c.sampling_logps]).all()
-    logits = torch.full((2, 6), -torch.inf)
-    logits[:, 2:4] = 0.0
-    assert draw(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), Sampling(1))[0].tolist() == [
-        2,
-        3,
-    ]
-
-
-OPTIONS = [
-    {"temperature": 1.0},
-    {"temperature": 0.6},
-    {"temperature": 1.7, "top_k": 3},
-    {"temperature": 1.0, "top_p": 0.7},
-    {"temperature": 1.3, "min_p": 0.2},
-    {"temperature": 0.8, "top_k": 6, "top_p": 0.9, "min_p": 0.15},
-]
-
-
-def warped(logits_RV: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-    """Probabilities after transformers' own warpers, in its order."""
-    warpers = [TemperatureLogitsWarper(options["temperature"])]
-    for name, kind in {
-        "top_k": TopKLogitsWarper,
-        "top_p": TopPLogitsWarper,
-        "min_p": MinPLogitsWarper,
-    }.items():
-        warpers += [kind(options[name])] if name in options else []
-    for warper in warpers:
-        logits_RV = warper(torch.zeros(len(logits_RV), 1, dtype=torch.long), logits_RV)
-    return logits_RV.softmax(-1)
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_the_distribution_is_transformers(options: dict[str, Any]) -> None:
-    logits = 2 * torch.randn(200, 24, generator=torch.Generator().manual_seed(1))
-    ours = truncate((logits / options["temperature"]).log_softmax(-1), Sampling(1, **options)).softmax(-1)
-    torch.testing.assert_close(ours, warped(logits, options), rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_frequencies_follow_the_distribution(options: dict[str, Any]) -> None:
-    logits, count = torch.tensor([[0.5, -1.0, 2.0, 1.4, -3.0, 0.0, 1.9, -0.4]]), 40_000
-    uniform = module._uniforms((0, 0), range(200), 20, 10).flatten()
-    token, logp = draw(logits.expand(count, -1), uniform, Sampling(1, **options))
-    expected = warped(logits, options)[0].double()
-    torch.testing.assert_close(logp.exp().double(), expected[token], rtol=1e-5, atol=1e-7)
-    seen = Counter(token.tolist())
-    kept = [i for i in range(8) if expected[i] > 0]
-    assert set(seen) == set(kept)
-    share = np.array([float(expected[i]) for i in kept])
-    assert chisquare([seen[i] for i in kept], count * share / share.sum()).pvalue > 1e-3
 
 
 # --- the road through transformers' generate ----------------------------------------------------------------
@@ -350,42 +278,55 @@ def full_forwards(qwen: Any, row: int, length: int) -> list[int]:
     return found[start:]
 
 
-def test_models_with_other_positions_answer_through_transformers(qwen: Any) -> None:
-    assert not module.has_plain_positions(qwen.model)
+@pytest.mark.parametrize("generator", ["hf", "grouped"])
+def test_greedy_answers_are_those_of_whole_forward_passes(qwen: Any, generator: Any) -> None:
+    common = {"generator": generator}
     groups = generate(
-        qwen.model, qwen.processor, qwen.inputs, num_generations=1, sampling=Sampling(9, temperature=0.0)
-    )
+        qwen.model, qwen.processor, qwen.inputs, num_generations=1, sampling=Sampling(9, temperature=0.0),
+        **common,
+    )  # fmt: skip
     assert [row[0] for row in ids(groups)] == [full_forwards(qwen, row, 9) for row in (0, 1)]
     mixed = generate(
-        qwen.model,
-        qwen.processor,
-        qwen.inputs,
-        num_generations=3,
-        sampling=Sampling(9, 1.5),
-        greedy_first=True,
-    )
-    assert [group[0] for group in mixed] == [group[0] for group in groups]
+        qwen.model, qwen.processor, qwen.inputs, num_generations=3, sampling=Sampling(9, 1.5),
+        greedy_first=True, **common,
+    )  # fmt: skip
+    assert ids([group[:1] for group in mixed]) == ids(groups)
     assert len({c.token_ids for group in mixed for c in group}) == 6
 
 
-def test_there_too_sampling_logps_are_the_rescored_ones(qwen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "special_ids", lambda processor: [])
-    groups = generate(qwen.model, qwen.processor, qwen.inputs, num_generations=4, sampling=Sampling(7, 1.2))
+@pytest.mark.parametrize("generator", ["hf", "grouped"])
+def test_with_m_rope_too_sampling_logps_are_the_rescored_ones(
+    qwen: Any, monkeypatch: pytest.MonkeyPatch, generator: Any
+) -> None:
+    for where in (module, hf_module):  # but the image token, which no completion may hold
+        monkeypatch.setattr(where, "special_ids", lambda processor: [IMAGE])
+    sampling = Sampling(7, 1.2)
+    groups = generate(
+        qwen.model, qwen.processor, qwen.inputs, num_generations=4, sampling=sampling, generator=generator
+    )
     flat = [c for group in groups for c in group]
     scored = score(qwen.model, qwen.inputs, [c.token_ids for c in flat], [0] * 4 + [1] * 4, temperature=1.2)
+    own = torch.tensor([logp for c in flat for logp in c.logps])
+    torch.testing.assert_close(own, scored.logp_N.detach(), rtol=0, atol=1e-5)
     sampled = torch.tensor([logp for c in flat for logp in c.sampling_logps])
-    torch.testing.assert_close(sampled, scored.logp_N.detach(), rtol=1e-5, atol=1e-5)
+    assert bool((sampled > own).all())
+    assert float((sampled - own).max()) < 0.5
 
 
-def test_there_too_every_option_counts_and_the_models_own_defaults_do_not(qwen: Any) -> None:
+@pytest.mark.parametrize("generator", ["hf", "grouped"])
+def test_every_option_counts_and_the_models_own_defaults_do_not(qwen: Any, generator: Any) -> None:
     def run(sampling: Sampling) -> list[list[list[int]]]:
         return ids(
-            generate(qwen.model, qwen.processor, qwen.inputs, num_generations=6, sampling=sampling, seed=2)
-        )
+            generate(
+                qwen.model, qwen.processor, qwen.inputs, num_generations=6, sampling=sampling, seed=2,
+                generator=generator,
+            )
+        )  # fmt: skip
 
     plain, greedy = run(Sampling(7, 1.2)), run(Sampling(7, 1.2, top_k=1))
     assert [group[0] for group in greedy] == [full_forwards(qwen, row, 7) for row in (0, 1)]
     assert run(Sampling(7, 1.2, min_p=0.999)) == greedy != plain
+    assert run(Sampling(7, 1.2, repetition_penalty=9.0)) != plain
     own = qwen.model.generation_config
     before = own.to_dict()
     try:
@@ -395,13 +336,15 @@ def test_there_too_every_option_counts_and_the_models_own_defaults_do_not(qwen: 
         own.update(**before)
 
 
-def test_the_two_roads_agree(schooled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_two_roads_agree(schooled: Any) -> None:
     inputs = prompts(schooled.processor)
     plain = generate(schooled.model, schooled.processor, inputs, num_generations=1, sampling=GREEDY)
-    monkeypatch.setattr(module, "has_plain_positions", lambda model: False)
-    other = generate(schooled.model, schooled.processor, inputs, num_generations=1, sampling=GREEDY)
+    other = generate(
+        schooled.model, schooled.processor, inputs, num_generations=1, sampling=GREEDY, generator="hf"
+    )
     assert [g[0].token_ids for g in other] == [g[0].token_ids for g in plain]
     assert [g[0].text for g in other] == [g[0].text for g in plain]
     assert [g[0].finish_reason for g in other] == [g[0].finish_reason for g in plain]
     for (a,), (b,) in zip(plain, other, strict=True):
         assert a.sampling_logps == pytest.approx(b.sampling_logps, abs=1e-5)
+        assert a.logps == pytest.approx(b.logps, abs=1e-5)

@@ -290,7 +290,6 @@ def test_what_is_not_supported_is_refused(golden: Any, tmp_path: Path) -> None:
     with pytest.raises(NotImplementedError, match="tool_mask"):
         trainer.compute_loss(trainer.model, batch | {"tool_mask": batch["completion_mask"]})
     for options in (
-        {"repetition_penalty": 1.1},
         {"generation_kwargs": {"num_beams": 2}},
         {"use_adaptive_entropy": True},
     ):
@@ -346,10 +345,7 @@ def test_a_rollout_holds_what_was_sampled_and_what_it_earned(tmp_path: Path) -> 
         pixel_values=batch["pixel_values"], temperature=trainer.temperature,
     )  # fmt: skip
     gap = (batch["sampling_per_token_logps"] - logp) * batch["completion_mask"]
-    assert (
-        float(gap.min()) > -1e-4
-    )  # what is banned has its mass shared out, so sampling log-probs are higher
-    assert float(gap.max()) < 0.1
+    assert float(gap.abs().max()) < 1e-4
 
 
 class Watch(TrainerCallback):

@@ -57,12 +57,56 @@ def test_greyscale_palette_and_alpha_become_rgb() -> None:
         assert np.array_equal(found, np.repeat(PIXELS[..., :1], 3, 2))
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("PNG", "uint16"), ("TIFF", "uint16"), ("TIFF", "float32")])
-def test_greyscale_of_over_eight_bits_is_refused(kind: str, dtype: str) -> None:
-    """Pillow would cut it off at 255, which leaves a white image."""
-    deep = np.linspace(0, 65535, 35).reshape(5, 7).astype(dtype)
-    with pytest.raises(DataError, match=r"image x: (I;16|F) greyscale \(over 8 bits\).*choose a window"):
-        decode(packed(Image.fromarray(deep), kind), "x")
+@pytest.mark.parametrize(("kind", "low", "high"), [("PNG", 0, 65535), ("TIFF", 100, 4195), ("PNG", 7, 7)])
+def test_sixteen_bits_are_spread_from_darkest_to_brightest(kind: str, low: int, high: int) -> None:
+    """Pillow alone would cut them off at 255, which leaves a white image."""
+    deep = np.linspace(low, high, 35).round().reshape(5, 7).astype(np.uint16)
+    image = decode(packed(Image.fromarray(deep), kind), "x")
+    wanted = np.rint((deep.astype(float) - low) * 255 / max(high - low, 1))
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image)[..., 0] - wanted).max() <= (1 if high > low else 0)
+    assert np.asarray(image).max() == (255 if high > low else 0)
+
+
+def test_greyscale_of_fractions_is_refused() -> None:
+    deep = np.linspace(0, 1, 35).reshape(5, 7).astype(np.float32)
+    with pytest.raises(DataError, match=r"image x: F greyscale \(fractions\).*choose a window"):
+        decode(packed(Image.fromarray(deep), "TIFF"), "x")
+
+
+def test_what_is_transparent_is_white() -> None:
+    clear = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    clear.putpixel((1, 0), (10, 20, 30, 255))
+    assert np.asarray(decode(packed(clear, "PNG"), "x")).tolist() == [[[255, 255, 255], [10, 20, 30]]]
+    palette = Image.new("P", (2, 1), 1)
+    palette.putpalette([10, 20, 30, 0, 0, 0])
+    palette.putpixel((1, 0), 0)
+    found = decode(packed(palette, "PNG", transparency=1), "x")
+    assert np.asarray(found).tolist() == [[[255, 255, 255], [10, 20, 30]]]
+
+
+def test_bytes_are_such_that_any_reader_shows_the_same(tmp_path: Path) -> None:
+    """Training hands them to a reader of its own, which knows neither windows nor what lies under glass."""
+    deep = np.linspace(0, 4095, 35).reshape(5, 7).astype(np.uint16)
+    clear = Image.new("RGBA", (7, 5), (0, 0, 0, 0))
+    with zipfile.ZipFile(tmp_path / "pack.zip", "w") as pack:
+        for name, image in {
+            "deep": Image.fromarray(deep),
+            "clear": clear,
+            "plain": Image.fromarray(PIXELS),
+        }.items():
+            pack.writestr(name, packed(image, "PNG"))
+    for name in ("deep", "clear", "plain"):
+        ref = ImageRef(str(tmp_path / "pack.zip"), name)
+        shown = Image.open(io.BytesIO(read_bytes(ref))).convert("RGB")
+        assert shown.tobytes() == load_image(ref).tobytes()
+    assert read_bytes(ImageRef(str(tmp_path / "pack.zip"), "plain")) == packed(Image.fromarray(PIXELS), "PNG")
+
+
+def test_print_colours_become_rgb() -> None:
+    cyan = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+    found = np.asarray(decode(packed(cyan, "JPEG", quality=100), "x"))[0, 0]
+    assert np.abs(found.astype(int) - [0, 255, 255]).max() <= 6
 
 
 def test_an_image_is_turned_as_its_camera_says() -> None:

@@ -95,7 +95,7 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
 
 def test_pins_lie_in_the_declared_ranges() -> None:
     pinned = pins()
-    for name, wanted in declared("demo", "notebook", "dev").items():
+    for name, wanted in declared("demo", "dicom", "notebook", "dev").items():
         if name != "lite-medrl":
             assert name in pinned, f"constraints.txt has no pin of {name}"
             assert wanted.specifier.contains(pinned[name]), f"{name} {pinned[name]} is not {wanted.specifier}"
@@ -107,7 +107,7 @@ def test_pinned_versions_are_the_ones_tested() -> None:
 
 
 def test_every_third_party_import_is_declared() -> None:
-    known = set(declared("demo", "gpu", "unsloth", "offline"))
+    known = set(declared("demo", "dicom", "gpu", "unsloth", "vllm", "offline"))
     for root in (REPO / "lite_medrl", REPO / "kernels" / "medrl_kernels"):
         for path in root.rglob("*.py"):
             if BUILDER in path.parents:

@@ -212,6 +212,17 @@ def test_stages_agree_with_the_answers_that_were_written(straight: Run) -> None:
             low, high = stage[f"{name}_ci95"]
             assert low <= stage[name] <= high
         assert set(stage["pass_at_k_ci95"]) == {"1", "2", "4"}
+        for row in rows:
+            assert sum(value == row["answer"] for value in row["sampled"]) == row["num_correct"]
+            assert len(row["sampled"]) == row["num_samples"] == 4
+        assert stage["mean_at_k"] == pytest.approx(stage["pass_at_k"]["1"])
+        assert stage["maj_at_k"]["1"] == pytest.approx(sum(r["sampled"][0] == r["answer"] for r in rows) / n)
+        assert stage["maj_at_k_tied_frac"].keys() == stage["maj_at_k"].keys() == {"1", "2", "4"}
+        assert stage["scores"]["accuracy"] == pytest.approx(stage["acc_at_1"])
+        assert stage["scores"]["by_answer_type"].keys() == {"choice"}
+        assert stage["scores"]["parse_failure_frac"] == pytest.approx(
+            sum(r["failure"] is not None for r in rows) / n
+        )
         assert stage["seconds"] > 0
 
 
@@ -441,7 +452,7 @@ SPOILT = {
     ),
     "weights that GRPO would draw from": (
         GRPOTrainer, nan_gradient, ["sft.max_rounds=0", "grpo.logging_steps=50"],
-        "grpo, after its last step: 28 of its 28 trained tensors are not finite, first base_model.",
+        "grpo, after step 2: the model's logits are not finite while answers are drawn; no adapter of",
     ),
 }  # fmt: skip
 
@@ -495,7 +506,7 @@ BAD_DATA: dict[str, tuple[Spoil, str]] = {
     "gold answer not among the options": (
         put("answer", "purple"), "{data}/data.jsonl:2: gold answer 'purple' is not among the options",
     ),
-    "duplicate ids": (put("id", "train-0"), "{data}/data.jsonl: id 'train-0' stands twice (rows 1 and 2)"),
+    "duplicate ids": (put("id", "train-0"), "{data}/data.jsonl:2: id 'train-0' stands in row 1 already"),
     "empty data set": (lambda folder, rows: rows.clear(), "{data}/data.jsonl: the data set is empty"),
     "no test split": (
         lambda folder, rows: [r.update(split="train") for r in rows if r["split"] == "test"] and None,
@@ -624,6 +635,28 @@ def test_diagnose_measures_and_trains_nothing(
         assert ours["pass_at_k"] == whole["pass_at_k"]
     assert not (folder / "adapters").exists()
     assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_faults_may_be_skipped_and_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [*tiny.rows(12, "train"), *tiny.rows(6, "validation"), *tiny.rows(6, "test")]
+    path = tiny.write_data(tmp_path, rows)
+    rows[1]["answer"], rows[2]["image"], rows[20]["image"] = "purple", "gone.png", "gone.png"
+    rows[3] |= {"options": [], "answer": "free", "extra": 1}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = write(tmp_path, data={"source": str(path), "on_error": "skip"})
+    assert main(["diagnose", str(recipe), "-o", str(tmp_path / "run"), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    left_out = found["data"]["left_out"]
+    assert found["data"]["source"] == str(path)
+    assert {name: part["skipped"] for name, part in left_out.items()} == {
+        "train": 2,
+        "validation": 0,
+        "test": 1,
+    }
+    assert (left_out["train"]["other_questions"], left_out["train"]["unknown_fields"]) == (1, ["extra"])
+    assert left_out["train"]["faults"][0].startswith(f"{path}:2: gold answer 'purple' is not among")
+    assert left_out["test"]["faults"][0].startswith("sample test-2: image ")
+    assert [stage["n"] for stage in found["stages"]] == [6, 5]
 
 
 def test_a_run_is_not_resumed_on_another_base(

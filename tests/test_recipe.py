@@ -155,6 +155,17 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     assert {line.split(": ")[0] for line in lines} == {"mine.yaml:1", "mine.yaml:3", "command line"}
 
 
+def test_vllm_does_not_go_with_4_bits(tmp_path: Path) -> None:
+    text = "rollout:\n  generator: vllm\n"
+    assert "mine.yaml:2: rollout.generator = 'vllm' cannot be used with model.load_in_4bit" in complaint(
+        tmp_path, text
+    )
+    for override in ("model.load_in_4bit=false", "grpo.enabled=false"):
+        assert load_recipe(write(tmp_path, text), [override]).recipe.rollout.generator == "vllm"
+    assert "rollout.max_cache_gib = 0" in complaint(tmp_path, "rollout: {max_cache_gib: 0}")
+    assert "rollout.generator = 'sglang'" in complaint(tmp_path, "rollout: {generator: sglang}")
+
+
 @pytest.mark.parametrize(
     ("override", "part"),
     [
@@ -246,7 +257,7 @@ def test_resolved_yaml_reads_back(
     assert resolved.recipe == Recipe.model_validate(given_values)
     text = to_yaml(resolved)
     assert load_recipe(write(folder, text)).recipe == resolved.recipe
-    assert len(text.splitlines()) == len(keys()) + 1 + 2 * 8
+    assert len(text.splitlines()) == len(keys()) + 1 + 2 * 9
 
 
 @pytest.mark.parametrize(

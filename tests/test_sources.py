@@ -109,8 +109,8 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "options a text": (ROW | {"options": "axial"}, r":2: options must be a list of 2 to 10 texts"),
     "eleven options": (ROW | {"options": list("abcdefghijk"), "answer": "a"}, r":2: options must be a list"),
     "an option twice": (ROW | {"options": ["x", "y", "x"], "answer": "y"}, r":2: an option stands twice"),
-    "same id": (ROW | {"id": "q0"}, r": id 'q0' stands twice \(rows 1 and 2\); use unique ids"),
-    "same id in another split": (ROW | {"id": "q0", "split": "test"}, r": id 'q0' stands twice"),
+    "same id": (ROW | {"id": "q0"}, r":2: id 'q0' stands in row 1 already; use unique ids"),
+    "same id in another split": (ROW | {"id": "q0", "split": "test"}, r":2: id 'q0' stands in row 1 already"),
 }
 
 
@@ -141,7 +141,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"id": "caf\xe9"}')
-    with pytest.raises(DataError, match=r"rows\.jsonl: not UTF-8"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: not UTF-8 at byte 11 of the row; save"):
         load_samples(str(path), "train")
 
 

@@ -28,6 +28,15 @@ def test_wilson_is_scipys(n: int, confidence: float) -> None:
         assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
+def test_wilson_is_scipys_on_random_counts() -> None:
+    random = np.random.default_rng(7)
+    for n in random.integers(1, 10_000, 200):
+        correct, confidence = int(random.integers(0, n + 1)), float(random.uniform(0.5, 0.999))
+        theirs = stats.binomtest(correct, int(n)).proportion_ci(confidence, method="wilson")
+        ours = wilson_ci(correct, int(n), confidence=confidence)
+        assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
 def test_wilson_by_hand() -> None:
     z2, low_high = 1.959963984540054**2, wilson_ci(8, 10)
     roots = sorted(np.roots([1 + z2 / 10, -(2 * 0.8 + z2 / 10), 0.8**2]))  # (p - x)^2 = z^2 x (1 - x) / n
@@ -48,6 +57,42 @@ def test_mcnemar_is_the_exact_binomial_test(b: int, c: int) -> None:
     assert (test.b, test.c) == (b, c)
     assert test.p == pytest.approx(expected, rel=1e-12, abs=1e-300)
     assert test.difference == pytest.approx((c - b) / (b + c + 3), abs=1e-15)
+
+
+def statsmodels_mcnemar(b: int, c: int) -> tuple[float, float]:
+    """What statsmodels.stats.contingency_tables.mcnemar states: exact and corrected chi-square p."""
+    exact = 2 * stats.binom.cdf(min(b, c), b + c, 0.5) if b != c else 1.0
+    return min(exact, 1.0), stats.chi2.sf((abs(b - c) - 1) ** 2 / (b + c), 1)
+
+
+def fagerland_mid_p(b: int, c: int) -> float:
+    """Fagerland, Lydersen and Laake 2013: the exact p less the point probability of what came."""
+    half = stats.binom.cdf(min(b, c), b + c, 0.5) - 0.5 * stats.binom.pmf(min(b, c), b + c, 0.5)
+    return 2 * half
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_mcnemar_methods_on_random_answers(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    first = random.random(200 + 50 * seed) < 0.5
+    second = np.where(random.random(len(first)) < 0.3, random.random(len(first)) < 0.6, first)
+    b, c = int((first & ~second).sum()), int((~first & second).sum())
+    assert b != c
+    exact, corrected = statsmodels_mcnemar(b, c)
+    assert mcnemar(first, second).p == pytest.approx(exact, abs=1e-12)
+    assert mcnemar(first, second, method="continuity").p == pytest.approx(corrected, abs=1e-12)
+    assert mcnemar(first, second, method="mid-p").p == pytest.approx(fagerland_mid_p(b, c), abs=1e-12)
+    assert mcnemar(first, second, method="mid-p").p < mcnemar(first, second).p
+
+
+def test_mcnemar_methods_where_nothing_speaks_for_either() -> None:
+    for method in ("exact", "mid-p", "continuity"):
+        for b in (0, 1, 7):
+            first = np.array([1] * b + [0] * b + [1])
+            second = np.array([0] * b + [1] * b + [1])
+            assert mcnemar(first, second, method=method).p == 1.0
+    with pytest.raises(ValueError, match="exact, mid-p, continuity"):
+        mcnemar([1], [0], method="chi2")  # type: ignore[arg-type]
 
 
 def test_bootstrap_of_three_items_is_the_enumeration_of_all_resamples() -> None:

@@ -1,121 +1,189 @@
-"""What is wrong with a data set? Every fault in one pass, where `load_samples` stops at the first.
+"""What a data set gives away without its images, and what its test split shares with its training split.
 
-A row may have several faults; an image that several rows show is opened once and reported at the first one.
+Pure measurements over samples; `tools/audit.py` adds intervals and words. The perceptual hash is the sign of
+the 8 x 8 lowest frequencies of the 32 x 32 grey image against their median, without the constant ("pHash",
+Zauner 2010): 63 bits. Two images are called alike at a Hamming distance of at most MAX_DISTANCE.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from lite_medrl.data.images import load_image
-from lite_medrl.data.sources import (
-    embedded_samples,
-    faults_of,
-    image_faults,
-    numbered_lines,
-    object_of,
-    refs_of,
-    sample_of,
-)
-from lite_medrl.types import DataError, ImageRef, Sample
+from lite_medrl.types import LETTERS, ImageRef, Sample
+
+# docs/results/data_look_hash.json: how many changed copies of an image are found at it, how many others too.
+MAX_DISTANCE = 4
+SIDE, KEPT = 32, 8
+EXAMPLES = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the file; `sample` is None where it has faults, `refs` are the images that it names."""
+class Seen:
+    """An image as two hashes: of its pixels (equal only where all are), and of what it looks like."""
 
-    number: int
-    id: str | None
-    faults: tuple[str, ...]
-    refs: tuple[ImageRef, ...]
-    sample: Sample | None
+    pixels: str
+    look: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """`what` came and what to do about it, in which row (None: in the file as a whole)."""
-
-    row: int | None
-    id: str | None
-    what: str
+def seen(image: Image.Image) -> Seen:
+    """Both hashes of an RGB image."""
+    digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16)
+    return Seen(digest.hexdigest(), look_hash(image))
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
-    """How many rows there are, the samples of those that can be used, and all faults in file order."""
-
-    rows: int
-    samples: tuple[Sample, ...]
-    faults: tuple[Fault, ...]
-
-
-def audit(source: str) -> Audit:
-    """All rows read and all images opened. Raises DataError where the file is missing or not UTF-8."""
-    rows = embedded_rows() if source == "embedded" else jsonl_rows(Path(source))
-    if not rows:
-        return Audit(0, (), (Fault(None, None, "the data set is empty; it needs at least one row"),))
-    broken = broken_images(rows)
-    found = [Fault(row.number, row.id, told) for row in rows for told in row.faults]
-    found += [*twice(rows), *broken.values()]
-    bad = {fault.row for fault in found}
-    usable = [
-        row.sample for row in rows if row.sample and row.number not in bad and not broken.keys() & row.refs
-    ]
-    return Audit(len(rows), tuple(usable), tuple(sorted(found, key=lambda fault: fault.row or 0)))
+def look_hash(image: Image.Image) -> int:
+    """The perceptual hash in 64 bits, the first of them 0."""
+    grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), dtype=np.float64)
+    low = (COSINES @ grey @ COSINES.T).ravel()
+    bits = low > np.median(low[1:])
+    bits[0] = False
+    return int(np.packbits(bits).view(">u8")[0])
 
 
-def embedded_rows() -> list[Row]:
-    """The pack's questions, whose rows are checked when they are read."""
-    return [Row(n, s.id, (), s.images, s) for n, s in enumerate(embedded_samples(), 1)]
+def cosines() -> np.ndarray:
+    """The first rows of the discrete cosine transform, [KEPT, SIDE]."""
+    row, column = np.arange(KEPT)[:, None], np.arange(SIDE)[None]
+    return np.cos(np.pi * row * (2 * column + 1) / (2 * SIDE))
 
 
-def jsonl_rows(path: Path) -> list[Row]:
-    """Every line of a file that holds something."""
-    return [row_of(line, n, path) for n, line in numbered_lines(path)]
+COSINES = cosines()
 
 
-def row_of(line: str, number: int, path: Path) -> Row:
-    """One line, with all that is wrong with it by itself."""
-    try:
-        row = object_of(line)
-    except DataError as error:
-        return Row(number, None, (str(error),), (), None)
-    nameless, others = image_faults(row), faults_of(row)
-    refs = () if nameless else tuple(refs_of(row, path))
-    name = str(row["id"]) if "id" in row else None
-    good = not (nameless or others)
-    return Row(
-        number, name, (*nameless, *others), refs, sample_of(row | {"images": refs}, "") if good else None
-    )
-
-
-def twice(rows: Sequence[Row]) -> Iterator[Fault]:
-    """Rows whose id stands in an earlier row."""
-    first: dict[str, int] = {}
-    for row in rows:
-        if row.id is None:
-            continue
-        if row.id in first:
-            told = f"id {row.id!r} stands in row {first[row.id]} already; use unique ids"
-            yield Fault(row.number, row.id, told)
-        first.setdefault(row.id, row.number)
-
-
-def broken_images(rows: Sequence[Row]) -> dict[ImageRef, Fault]:
-    """Every image that cannot be used, with the first row that shows it and how many others do."""
-    shown: dict[ImageRef, list[Row]] = defaultdict(list)
-    for row in rows:
-        for ref in dict.fromkeys(row.refs):
-            shown[ref].append(row)
-    found = {}
-    for ref, (first, *others) in shown.items():
-        try:
-            load_image(ref)
-        except DataError as error:
-            named = f"sample {first.id}: " if first.id is not None else ""
-            more = f" ({len(others)} more row{'s show' if others[1:] else ' shows'} it)" if others else ""
-            found[ref] = Fault(first.number, first.id, f"{named}{error}{more}")
+def look_at(
+    samples: Iterable[Sample], opened: Callable[[ImageRef], Image.Image] = load_image
+) -> dict[ImageRef, Seen]:
+    """Both hashes of every image, each opened once and none kept."""
+    found: dict[ImageRef, Seen] = {}
+    for sample in samples:
+        for ref in sample.images:
+            if ref not in found:
+                found[ref] = seen(opened(ref))
     return found
+
+
+def shared_images(
+    train: Sequence[Sample], test: Sequence[Sample], hashes: Mapping[ImageRef, Seen]
+) -> dict[str, object]:
+    """Images of the test split that the training split shows too: with the same pixels, or only alike.
+
+    Returns:
+        Counts over distinct test images, how many test questions show one, and the first pairs as sample ids
+        with their distance in bits.
+    """
+    first = {ref: s.id for s in reversed(train) for ref in s.images}
+    by_pixels = {hashes[ref].pixels: name for ref, name in first.items()}
+    looks = np.array([hashes[ref].look for ref in first], dtype=np.uint64)
+    names = list(first.values())
+    same: list[dict[str, object]] = []
+    alike: list[dict[str, object]] = []
+    touched: set[ImageRef] = set()
+    for ref, name in {ref: s.id for s in reversed(test) for ref in s.images}.items():
+        if (pixels := hashes[ref].pixels) in by_pixels:
+            same.append({"test": name, "train": by_pixels[pixels], "distance": 0})
+            touched.add(ref)
+        elif len(looks):
+            distance = np.bitwise_count(looks ^ np.uint64(hashes[ref].look))
+            nearest = int(distance.argmin())
+            if distance[nearest] <= MAX_DISTANCE:
+                alike.append({"test": name, "train": names[nearest], "distance": int(distance[nearest])})
+                touched.add(ref)
+    return {
+        "train_images": len(first),
+        "test_images": len({ref for s in test for ref in s.images}),
+        "same_pixels": len(same),
+        "alike": len(alike),
+        "max_distance": MAX_DISTANCE,
+        "test_questions": sum(not touched.isdisjoint(s.images) for s in test),
+        "examples": (same + alike)[:EXAMPLES],
+    }
+
+
+def shared_subjects(train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, int]:
+    """How many subjects (patients, papers) the rows name, and how many stand in both splits."""
+    one, two = ({s.subject for s in samples if s.subject} for samples in (train, test))
+    return {"train": len(one), "test": len(two), "both": len(one & two)}
+
+
+def plain(text: str) -> str:
+    """A text as it is compared: case, punctuation at the end and spaces do not count."""
+    return " ".join(text.casefold().split()).rstrip(" ?.!:")
+
+
+def asked_twice(samples: Sequence[Sample], hashes: Mapping[ImageRef, Seen]) -> dict[str, object]:
+    """Questions that come again about the same pixels, and those of them whose gold answers differ.
+
+    Options count only as a set. `extra` is how many questions could go.
+    """
+    groups: dict[object, list[Sample]] = defaultdict(list)
+    for s in samples:
+        images = tuple(hashes[ref].pixels for ref in s.images)
+        groups[plain(s.question), images, frozenset(map(plain, s.options))].append(s)
+    again = [group for group in groups.values() if len(group) > 1]
+    torn = [group for group in again if len({plain(s.answer) for s in group}) > 1]
+    across = [group for group in again if len({s.split for s in group}) > 1]
+    return {
+        "groups": len(again),
+        "extra": sum(len(group) - 1 for group in again),
+        "across_splits": len(across),
+        "different_answers": len(torn),
+        "examples": [[s.id for s in group] for group in (torn + across + again)[:EXAMPLES]],
+    }
+
+
+def answer_priors(samples: Sequence[Sample], most: int = 10) -> list[dict[str, object]]:
+    """The most frequent gold answers with their share."""
+    counts = Counter(plain(s.answer) for s in samples)
+    return [
+        {"answer": answer, "count": count, "share": count / len(samples)}
+        for answer, count in counts.most_common(most)
+    ]
+
+
+def letter_balance(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
+    """How often each letter is gold, and how often it would be if positions were drawn evenly."""
+    closed = [s for s in samples if s.options]
+    counts, even = Counter(s.letter for s in closed), Counter[str]()
+    for s in closed:
+        for letter in LETTERS[: len(s.options)]:
+            even[letter] += 1 / len(s.options)  # type: ignore[assignment]
+    return {letter: {"count": counts[letter], "even": round(even[letter], 6)} for letter in sorted(even)}
+
+
+def guesses(train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, list[float]]:
+    """Right (1) or wrong (0) for every closed test question, without a look at its image.
+
+    chance: 1 / number of options. majority: the option that is most often gold in training, the first of
+    equals. letter: the letter that is most often gold in training. text_only: the option that is most often
+    gold in training for this question's text, else as majority.
+    """
+    closed = [s for s in test if s.options]
+    overall = Counter(plain(s.answer) for s in train)
+    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    for s in train:
+        by_text[plain(s.question)][plain(s.answer)] += 1
+    letters = Counter(s.letter for s in train if s.options)
+
+    def commonest(s: Sample, counts: Counter[str]) -> str:
+        return max(s.options, key=lambda option: counts[plain(option)])
+
+    def by_its_text(s: Sample) -> str:
+        known = by_text.get(plain(s.question), Counter())
+        useful = any(known[plain(option)] for option in s.options)
+        return commonest(s, known if useful else overall)
+
+    def by_letter(s: Sample) -> str:
+        return s.options[LETTERS.index(max(LETTERS[: len(s.options)], key=lambda letter: letters[letter]))]
+
+    return {
+        "chance": [1 / len(s.options) for s in closed],
+        "letter": [float(by_letter(s) == s.answer) for s in closed],
+        "majority": [float(commonest(s, overall) == s.answer) for s in closed],
+        "text_only": [float(by_its_text(s) == s.answer) for s in closed],
+    }

@@ -1,7 +1,9 @@
-"""Opens one image, from a file or from a zip pack, and treats it as hostile.
+"""Opens one image, from a file or from a part of one, and treats it as hostile.
 
-Only five formats, a cap on bytes and on pixels before anything is decoded, turned upright by its
-EXIF tag, then no metadata kept.
+Only five formats (and DICOM, .npz arrays and Parquet cells, which have files of their own), a cap on bytes
+and on pixels before anything is decoded, turned upright by its EXIF tag, then no metadata kept.
+Greyscale of 16 bits is spread from its own darkest to its own brightest value; what is transparent is shown
+on white.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import zlib
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lite_medrl.types import DataError, ImageRef
@@ -20,6 +23,7 @@ from lite_medrl.types import DataError, ImageRef
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 100_000_000
+DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # greyscale of over 8 bits, as whole numbers
 UNNAMED = re.compile(r"\s*<_io\.BytesIO[^>]*>")  # what Pillow calls the file: it sees bytes only
 
 
@@ -29,20 +33,84 @@ def load_image(ref: ImageRef) -> Image.Image:
     Raises:
         DataError: missing, empty, corrupt, of another format, over 100 MB or over 40 megapixels.
     """
-    return decode(read_bytes(ref), str(ref))
+    match part_of(ref):
+        case "array":
+            from lite_medrl.data.sets.arrays import picture
+
+            return picture(ref)
+        case "dicom":
+            from lite_medrl.data.dicom import picture
+
+            return picture(ref)
+    return decode(raw_bytes(ref), str(ref))
+
+
+def part_of(ref: ImageRef) -> str:
+    """What the reference points at: "file", "zip", "cell" (Parquet), "array" (.npz) or "dicom"."""
+    if ref.member is None:
+        return "file"
+    if ref.member.startswith("frame="):
+        return "dicom"
+    return {".parquet": "cell", ".npz": "array"}.get(Path(ref.path).suffix.lower(), "zip")
 
 
 def read_bytes(ref: ImageRef) -> bytes:
-    """Bytes of the file or of the zip member."""
+    """Bytes of an image file that any reader shows as `load_image` does.
+
+    As they are stored, or a PNG of what is stored as an array, as DICOM, in 16 bits or with transparency.
+    """
+    if part_of(ref) in ("array", "dicom"):
+        return png(load_image(ref))
+    data = raw_bytes(ref)
+    return data if is_plain(data) else png(decode(data, str(ref)))
+
+
+def raw_bytes(ref: ImageRef) -> bytes:
+    """Bytes of an image file as they are stored."""
+    if part_of(ref) == "cell":
+        from lite_medrl.data.sets.tables import cell_bytes
+
+        return cell_bytes(ref)
+    return stored_bytes(ref)
+
+
+def is_plain(data: bytes) -> bool:
+    """Whether a plain conversion to RGB shows the image as `load_image` does; true for what is no image."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return not (image.mode in DEEP or is_clear(image))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+        return True  # whoever decodes it says what is wrong
+
+
+def is_clear(image: Image.Image) -> bool:
+    """Whether something of the image may be transparent."""
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def png(image: Image.Image) -> bytes:
+    """The image as a PNG file without metadata."""
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def stored_bytes(ref: ImageRef) -> bytes:
+    """Bytes of a file or of a member of a zip pack."""
     try:
         if ref.member is not None:
-            return pack(ref.path).read(ref.member)
+            archive = pack(ref.path)
+            if archive.getinfo(ref.member).file_size > MAX_BYTES:
+                raise DataError(
+                    f"image {ref}: over {MAX_BYTES // 1_000_000} MB; convert it to a smaller file"
+                )
+            return archive.read(ref.member)
         if Path(ref.path).stat().st_size > MAX_BYTES:
             raise DataError(f"image {ref}: over {MAX_BYTES // 1_000_000} MB; convert it to a smaller file")
         return Path(ref.path).read_bytes()
     except (FileNotFoundError, KeyError, IsADirectoryError) as error:
         raise DataError(f"image {ref}: no such file; check the path in the row") from error
-    except (zipfile.BadZipFile, zlib.error) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
         raise DataError(f"image {ref}: {error}; copy or download the archive again") from error
     except OSError as error:
         why = error.strerror or type(error).__name__
@@ -59,6 +127,8 @@ def pack(path: str) -> zipfile.ZipFile:
 
 def decode(data: bytes, name: str) -> Image.Image:
     """RGB image from bytes; the size is checked before the pixels are decoded."""
+    if data[128:132] == b"DICM":
+        raise DataError(f"image {name}: is DICOM; give the file a name that ends in .dcm")
     if not data:
         raise DataError(f"image {name}: the file is empty (0 bytes); copy or export it again")
     try:
@@ -68,12 +138,12 @@ def decode(data: bytes, name: str) -> Image.Image:
                 raise DataError(
                     f"image {name}: {width} x {height} is over {MAX_PIXELS // 10**6} megapixels; shrink it"
                 )
-            if image.mode[0] in "IF":
+            if image.mode == "F":
                 raise DataError(
-                    f"image {name}: {image.mode} greyscale (over 8 bits) can be shown in many ways; "
+                    f"image {name}: F greyscale (fractions) can be shown in many ways; "
                     "choose a window and save 8 bits"
                 )
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = in_rgb(ImageOps.exif_transpose(image))
             return Image.frombytes("RGB", upright.size, upright.tobytes())
     except DataError:
         raise
@@ -84,3 +154,20 @@ def decode(data: bytes, name: str) -> Image.Image:
         raise DataError(
             f"image {name}: cannot be read as {', '.join(FORMATS)}: {why}; export it again"
         ) from error
+
+
+def in_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB: deep greyscale spread over 0 to 255, transparency shown on white."""
+    if image.mode in DEEP:
+        return spread(np.asarray(image)).convert("RGB")
+    if is_clear(image):
+        clear = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+    return image.convert("RGB")
+
+
+def spread(values: np.ndarray) -> Image.Image:
+    """Greyscale of 8 bits whose black is the smallest value and whose white is the largest."""
+    low, high = float(values.min()), float(values.max())
+    scaled = (values.astype(np.float32) - low) * (255 / (high - low) if high > low else 0)
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))

@@ -1,190 +1,407 @@
-"""Where samples come from: the embedded pack, or a user's JSONL beside its images.
+"""Where samples come from: the embedded pack, files of one's own, and published sets by name.
 
-Every row is checked at the door; an error names the file, the line, what came and what to do.
+A source is "embedded"; the path of a .jsonl, .json, .csv, .tsv or .parquet file, or of a folder of them; NAME
+or NAME:PATH of a set in `lite_medrl.data.sets.registry` (pneumoniamnist@224:/data/pneumoniamnist_224.npz).
+Rows are streamed and checked at the door; an error names the file, the row, what came and what to do.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from lite_medrl.data.images import load_image
-from lite_medrl.types import LETTERS, DataError, ImageRef, Sample
+from lite_medrl.data.rows import FIELDS, Fault, faults_of, image_faults, refs_of, sample_of, strangers
+from lite_medrl.data.sets import registry
+from lite_medrl.data.sets.fields import FieldMap, Place, Values
+from lite_medrl.data.sets.own import OWN, OWN_CELLS
+from lite_medrl.data.sets.registry import Part
+from lite_medrl.data.sets.tables import Csv, JsonLines, Parquet, Row, open_table, parquet_file
+from lite_medrl.types import DataError, ImageRef, Sample
 
 EMBEDDED = Path(__file__).parent / "embedded"
-REQUIRED = ("id", "question", "options", "answer")
+FILES = (".jsonl", ".csv", ".tsv", ".parquet")  # that make a folder a source
+SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
+OnError = Literal["stop", "skip"]
+Questions = Literal["closed", "open", "all"]
+
+log = logging.getLogger(__name__)
 
 
-def load_samples(source: str, split: str, *, kinds: Sequence[str] | None = None) -> list[Sample]:
-    """All samples of one split of the embedded pack or of a JSONL file, in file order.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row as it was read: its sample, or what is wrong; `at` and `sub` find it again in its part."""
+
+    part: int
+    number: int | None
+    at: int
+    sub: int
+    id: str | None
+    faults: tuple[str, ...]
+    refs: tuple[ImageRef, ...]
+    sample: Sample | None
+    file: str
+    split: str | None = None
+
+
+@dataclass
+class Tally:
+    """What a reading left out, and why: faults that were skipped, questions of the other sort, fields."""
+
+    rows: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    other_questions: int = 0
+    unknown_fields: Counter[str] = field(default_factory=Counter)
+    splits: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def skipped(self) -> int:
+        """Rows that were left out because of a fault."""
+        return len({(fault.file, fault.row) for fault in self.faults})
+
+    def to_json(self) -> dict[str, Any]:
+        """For results.json: the counts, and the first reasons."""
+        return {
+            "rows": self.rows,
+            "skipped": self.skipped,
+            "other_questions": self.other_questions,
+            "unknown_fields": sorted(self.unknown_fields),
+            "faults": [str(fault) for fault in self.faults[:20]],
+        }
+
+
+def load_samples(
+    source: str,
+    split: str,
+    *,
+    kinds: Sequence[str] | None = None,
+    questions: Questions = "closed",
+    on_error: OnError = "stop",
+    tally: Tally | None = None,
+) -> list[Sample]:
+    """All samples of one split of a source, in file order (rows without "split" belong to "train").
 
     Args:
-        source: "embedded" or the path of a JSONL file (rows without "split" belong to "train").
+        source: see the top of this file.
         kinds: keep only these question kinds.
+        questions: those with options ("closed"), those without ("open"), or "all".
+        on_error: stop at the first faulty row, or skip it.
+        tally: takes the counts of what was left out.
 
     Raises:
-        DataError: missing file, broken row, duplicate id, gold answer not among the options, empty result.
+        DataError: missing file, empty result, and unless it is skipped a broken row, a duplicate id, a gold
+            answer not among the options.
     """
-    samples = embedded_samples() if source == "embedded" else jsonl_samples(Path(source))
-    chosen = [s for s in samples if s.split == split and (kinds is None or s.kind in kinds)]
+    tally = tally if tally is not None else Tally()
+    chosen = list(
+        iter_samples(source, split, kinds=kinds, questions=questions, on_error=on_error, tally=tally)
+    )
     if not chosen:
-        have = ", ".join(
-            f"{name} ({sum(s.split == name for s in samples)})" for name in sorted({s.split for s in samples})
-        )
-        wanted = f" and kinds {', '.join(kinds)}" if kinds else ""
-        raise DataError(f"{source}: no sample in split {split!r}{wanted}; the file has {have or 'no rows'}")
+        raise nothing_left(source, split, kinds, questions, tally)
+    if tally.skipped or tally.other_questions:
+        log.info("%s, %s: %s", source, split, left_out(tally, questions))
     return chosen
 
 
-def embedded_samples() -> list[Sample]:
-    """The pack's questions joined with their images' source, modality and licence."""
-    images = {row["id"]: row for row in read_jsonl(EMBEDDED / "images.jsonl")}
-    pack = str(EMBEDDED / "images.zip")
-    rows = [{**shared(images[row["image"]]), **row} for row in read_jsonl(EMBEDDED / "questions.jsonl")]
-    for row in rows:
-        row["images"] = [ImageRef(pack, images[row["image"]]["file"])]
-    return checked(
-        [sample_of(row, f"{EMBEDDED / 'questions.jsonl'}:{n}") for n, row in enumerate(rows, 1)], "embedded"
+def left_out(tally: Tally, questions: Questions) -> str:
+    """What a reading left out, in words."""
+    told = [f"{tally.skipped} of {tally.rows} rows skipped for a fault"] if tally.skipped else []
+    if tally.other_questions:
+        other = "open" if questions == "closed" else "closed"
+        told.append(f"{tally.other_questions} {other} questions left out")
+    return ", ".join(told) or "nothing left out"
+
+
+def nothing_left(
+    source: str, split: str, kinds: Sequence[str] | None, questions: Questions, tally: Tally
+) -> DataError:
+    """Why a split came out empty."""
+    if not tally.rows:
+        return DataError(f"{source}: the data set is empty; it needs at least one row")
+    have = ", ".join(f"{name} ({count})" for name, count in sorted(tally.splits.items()))
+    wanted = f" and kinds {', '.join(kinds)}" if kinds else ""
+    left = f"; {left_out(tally, questions)}" if tally.skipped or tally.other_questions else ""
+    return DataError(
+        f"{source}: no sample in split {split!r}{wanted}; the file has {have or 'no rows'}{left}"
     )
 
 
-def shared(image: dict[str, Any]) -> dict[str, Any]:
-    """What a question inherits from its image."""
-    return {key: image[key] for key in ("modality", "source", "licence", "subject") if key in image}
+def iter_samples(
+    source: str,
+    split: str | None = None,
+    *,
+    kinds: Sequence[str] | None = None,
+    questions: Questions = "closed",
+    on_error: OnError = "stop",
+    tally: Tally | None = None,
+) -> Iterator[Sample]:
+    """The samples of a source one by one, holding none; arguments and errors as in `load_samples`.
+
+    Args:
+        split: None takes all splits.
+    """
+    tally = tally if tally is not None else Tally()
+    for entry in chosen_entries(source, split, kinds, questions, on_error, tally):
+        if entry.sample:
+            yield entry.sample
 
 
-def jsonl_samples(path: Path) -> list[Sample]:
-    """Rows {id, image | images, question, options, answer, ...}; image paths are relative to the file."""
-    samples = []
-    for n, row in numbered_rows(path):
-        refuse(image_faults(row), f"{path}:{n}")
-        samples.append(sample_of(row | {"images": refs_of(row, path)}, f"{path}:{n}"))
-    return checked(samples, str(path))
+def chosen_entries(
+    source: str,
+    split: str | None,
+    kinds: Sequence[str] | None,
+    questions: Questions,
+    on_error: OnError,
+    tally: Tally,
+) -> Iterator[Entry]:
+    """The entries whose samples are wanted; faults stop it or are tallied."""
+    for entry in entries(parts_of(source, split), source, tally):
+        if not entry.sample:
+            faults = [Fault(entry.number, entry.id, what, entry.file) for what in entry.faults]
+            if on_error == "stop":
+                raise DataError(str(faults[0]))
+            if None in (split, entry.split) or entry.split == split:
+                tally.faults += faults
+            continue
+        sample = entry.sample
+        tally.splits[sample.split] += 1
+        if split not in (None, sample.split) or not (kinds is None or sample.kind in kinds):
+            continue
+        if questions != "all" and bool(sample.options) is (questions == "open"):
+            tally.other_questions += 1
+            continue
+        yield entry
+
+
+def entries(parts: Sequence[Part], source: str, tally: Tally) -> Iterator[Entry]:
+    """Every row of the parts as it is read, with its faults; an id that came before is one."""
+    seen: dict[int, tuple[str, int | None]] = {}
+    for index, part in enumerate(parts):
+        for entry in entries_of(part, index, source, tally):
+            tally.rows += not entry.sub
+            if entry.id is None:
+                yield entry
+                continue
+            key = hash(entry.id)
+            before = seen.setdefault(key, (entry.file, entry.number))
+            if before == (entry.file, entry.number):
+                yield entry
+                continue
+            at = before[1] if before[0] == entry.file else ":".join(map(str, before))
+            told = f"id {entry.id!r} stands in row {at} already; use unique ids"
+            yield faulty(entry, (*entry.faults, told))
+
+
+def faulty(entry: Entry, faults: tuple[str, ...]) -> Entry:
+    """The entry with these faults, and so without a sample."""
+    return replace(entry, faults=faults, sample=None)
+
+
+def entries_of(part: Part, index: int, source: str, tally: Tally) -> Iterator[Entry]:
+    """The rows of one table. A column that is missing is one fault of the file, not one of every row."""
+    file = str(part.table.path)
+    if missing := missing_columns(part):
+        told = f"missing column {', '.join(missing)}; rename the file's columns or add {them(missing)}"
+        yield Entry(index, 1, 0, 0, None, (told,), (), None, file)
+        return
+    known = frozenset(part.fields.known)
+    for row in part.table.rows():
+        if isinstance(row, Fault):
+            yield Entry(index, row.row, 0, 0, None, (row.what,), (), None, file)
+        elif part.only is None or row.number in part.only:
+            tally.unknown_fields.update(strangers(row.values, known))
+            yield from entries_of_row(part, index, row, source, file)
+
+
+def them(names: Sequence[str]) -> str:
+    """How a sentence goes on about one name or several."""
+    return "them" if names[1:] else "it"
+
+
+def missing_columns(part: Part) -> list[str]:
+    """Required fields that a CSV or Parquet file has no column for."""
+    if isinstance(part.table, Csv):
+        have = part.table.columns()
+    elif isinstance(part.table, Parquet):
+        have = parquet_file(str(part.table.path)).schema_arrow.names
+    else:
+        return []
+    return [name for name in part.fields.required if name not in have]
+
+
+def entries_of_row(part: Part, index: int, row: Row, source: str, file: str) -> Iterator[Entry]:
+    """A row's questions; usually one."""
+    try:
+        found = converted(part, row, source)
+    except DataError as error:
+        name = row.values.get("id")
+        yield Entry(
+            index, row.number, row.at, 0, None if name is None else str(name), (str(error),), (), None, file
+        )
+        return
+    for sub, values in enumerate(found):
+        nameless, others = image_faults(values), faults_of(values)
+        refs = () if nameless else tuple(refs_of(values, part.table.path.parent))
+        name = str(values["id"]) if "id" in values else None
+        faults = (*nameless, *others)
+        sample = None if faults else sample_of(values | {"images": refs})
+        split = str(values.get("split") or part.split)
+        yield Entry(index, row.number, row.at, sub, name, faults, refs, sample, file, split)
+
+
+def converted(part: Part, row: Row, source: str) -> list[Values]:
+    """The row by the set's field map, with what all rows of the set share."""
+    name = registry.name_and_path(source)[0] if registry.is_named(source) else Path(source).stem
+    place = Place(name, part.split, part.first + row.number, part.images)
+    found = part.fields.convert(row.values, place)
+    if not registry.is_named(source):
+        return found
+    shared = {"source": name, "licence": registry.licence_of(name)[0], "split": part.split}
+    if one := registry.SETS.get(name):
+        shared["modality"] = one.modality
+    return [shared | values for values in found]
+
+
+# --- which tables make a source
+# -----------------------------------------------------------------------------------------------
+
+
+def parts_of(source: str, split: str | None) -> list[Part]:
+    """The tables of a source that may hold rows of the split."""
+    if source == "embedded":
+        return [Part(JsonLines(EMBEDDED / "questions.jsonl"), "train", embedded_map())]
+    if registry.is_named(source):
+        have = registry.splits_of(registry.name_and_path(source)[0])
+        if split is not None and split not in have:
+            raise DataError(f"{source}: no split {split!r}; the set has {', '.join(have)}")
+        return registry.parts_of(source, split)
+    path = Path(source)
+    if path.is_dir():
+        files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in FILES]
+        if not files:
+            raise DataError(
+                f"{source}: holds no {', '.join(FILES)} file; put one with the rows beside the images"
+            )
+        return [own_part(file, split_of(file)) for file in files]
+    if not path.suffix and not path.exists():
+        raise DataError(
+            f"{source}: no such file; give 'embedded' or the path of a .jsonl file, or the name of a set "
+            f"(lite-medrl data list){registry.nearest(source)}"
+        )
+    return [own_part(path, "train")]
+
+
+def own_part(path: Path, split: str) -> Part:
+    """A file in the README's format."""
+    return Part(open_table(path), split, OWN_CELLS if path.suffix.lower() in (".csv", ".tsv") else OWN)
+
+
+def split_of(path: Path) -> str:
+    """The split that a file of a folder is named after: test.jsonl, train-00000-of-00002.parquet."""
+    stem = path.stem.partition("-")[0].partition("_")[0]
+    name = SPLIT_NAMES.get(stem, stem)
+    return name if name in ("train", "validation", "test") else "train"
+
+
+@cache
+def embedded_map() -> FieldMap:
+    """The pack's questions joined with their images' source, modality and licence."""
+    images = {row["id"]: row for row in read_jsonl(EMBEDDED / "images.jsonl")}
+    pack = str(EMBEDDED / "images.zip")
+
+    def convert(values: Values, place: Place) -> list[Values]:
+        image = images[values["image"]]
+        shared = {key: image[key] for key in ("modality", "source", "licence", "subject") if key in image}
+        return [{**shared, **values, "images": [ImageRef(pack, image["file"])]}]
+
+    return FieldMap((), convert, (*FIELDS, "fact"))
+
+
+def embedded_samples() -> list[Sample]:
+    """All samples of the embedded pack."""
+    return list(iter_samples("embedded"))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """One object a line; empty lines are skipped."""
-    return [row for _, row in numbered_rows(path)]
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file if line.strip()]
 
 
-def numbered_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Every row with the number of its line."""
-    rows = []
-    for n, line in numbered_lines(path):
-        try:
-            rows.append((n, object_of(line)))
-        except DataError as error:
-            raise DataError(f"{path}:{n}: {error}") from error
-    return rows
+# --- views and checks
+# -----------------------------------------------------------------------------------------------
 
 
-def numbered_lines(path: Path) -> list[tuple[int, str]]:
-    """Every line that holds something; a newline alone ends one: JSON may hold U+2028 or U+0085."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; give 'embedded' or the path of a .jsonl file")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    return [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
+class SampleView(Sequence[Sample]):
+    """The samples of one split, read from their files when they are asked for.
 
+    It keeps 20 bytes a sample. Arguments and errors as in `load_samples`; `tally` says what was left out.
+    """
 
-def object_of(line: str) -> dict[str, Any]:
-    """The JSON object on a line; DataError, without its place, where there is none."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"not JSON: {error.msg} at column {error.colno}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"expected an object, got {type(row).__name__}")
-    return row
+    def __init__(
+        self,
+        source: str,
+        split: str,
+        *,
+        kinds: Sequence[str] | None = None,
+        questions: Questions = "closed",
+        on_error: OnError = "stop",
+    ) -> None:
+        self.source, self.tally = source, Tally()
+        self.parts = parts_of(source, split)
+        self._part, self._sub = array("H"), array("H")
+        self._at, self._number = array("q"), array("q")
+        for entry in chosen_entries(source, split, kinds, questions, on_error, self.tally):
+            self._part.append(entry.part)
+            self._sub.append(entry.sub)
+            self._at.append(entry.at)
+            self._number.append(entry.number or 0)
+        if not self._at:
+            raise nothing_left(source, split, kinds, questions, self.tally)
 
+    def __len__(self) -> int:
+        return len(self._at)
 
-def image_names(row: dict[str, Any]) -> Any:
-    """What stands under "images" or "image", one name as a list."""
-    names = row.get("images", row.get("image"))
-    return [names] if isinstance(names, str) else names
-
-
-def refs_of(row: dict[str, Any], path: Path) -> list[ImageRef]:
-    """The images of a row without `image_faults`; their paths are relative to the file."""
-    return [ImageRef(str(path.parent / name)) for name in image_names(row)]
-
-
-def image_faults(row: dict[str, Any]) -> list[str]:
-    """What is wrong with the names of a row's images; nothing is opened."""
-    names = image_names(row)
-    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
-        return []
-    return [f'"images" must be a list of file names (or "image" one name), got {names!r}']
-
-
-def faults_of(row: dict[str, Any]) -> list[str]:
-    """All that is wrong with a row but for its images: what came, what to do."""
-    found = []
-    if missing := [key for key in REQUIRED if key not in row]:
-        found.append(f"missing {', '.join(missing)}; a row needs {', '.join(REQUIRED)} and images")
-    options = row.get("options", [])
-    if "options" in row and not (isinstance(options, list) and 2 <= len(options) <= len(LETTERS)):
-        return [*found, f"options must be a list of 2 to {len(LETTERS)} texts, got {options!r}"]
-    options = [str(option) for option in options]
-    answer = gold(row, options)
-    if options and "answer" in row and answer not in options:
-        found.append(f"gold answer {answer!r} is not among the options {options}; fix the row or drop it")
-    if len(set(options)) != len(options):
-        found.append(f"an option stands twice in {options}; drop one")
-    return found
-
-
-def gold(row: dict[str, Any], options: list[str]) -> str:
-    """The gold answer's text: that of the option whose letter it is, unless an option reads so itself."""
-    answer = str(row.get("answer"))
-    is_letter = answer not in options and answer in list(LETTERS[: len(options)])
-    return options[LETTERS.index(answer)] if is_letter else answer
-
-
-def refuse(faults: Sequence[str], where: str) -> None:
-    """DataError for the first of the faults; nothing where there is none."""
-    if faults:
-        raise DataError(f"{where}: {faults[0]}")
-
-
-def sample_of(row: dict[str, Any], where: str) -> Sample:
-    """A Sample from a row that already has its ImageRefs."""
-    refuse(faults_of(row), where)
-    options = [str(option) for option in row["options"]]
-    text = {key: str(row.get(key, "unknown")) for key in ("kind", "modality", "source", "licence")}
-    return Sample(
-        id=str(row["id"]),
-        images=tuple(row["images"]),
-        question=str(row["question"]),
-        options=tuple(options),
-        answer=gold(row, options),
-        split=str(row.get("split", "train")),
-        reasoning=row.get("reasoning"),
-        subject=row.get("subject"),
-        **text,
-    )
-
-
-def checked(samples: list[Sample], source: str) -> list[Sample]:
-    """The same samples; DataError for none at all or for an id that stands twice."""
-    if not samples:
-        raise DataError(f"{source}: the data set is empty; it needs at least one row")
-    seen: dict[str, int] = {}
-    for n, sample in enumerate(samples, 1):
-        if sample.id in seen:
-            raise DataError(
-                f"{source}: id {sample.id!r} stands twice (rows {seen[sample.id]} and {n}); use unique ids"
-            )
-        seen[sample.id] = n
-    return samples
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        part = self.parts[self._part[index]]
+        row = Row(self._number[index], self._at[index], part.table.read(self._at[index]))
+        values = converted(part, row, self.source)[self._sub[index]]
+        return sample_of(values | {"images": refs_of(values, part.table.path.parent)})
 
 
 def check_images(samples: Sequence[Sample]) -> None:
     """Opens every distinct image once; DataError names the sample whose image cannot be used."""
+    for sample, _, what in broken_images(samples):
+        raise DataError(f"sample {sample.id}: {what}")
+
+
+def with_good_images(samples: Sequence[Sample], tally: Tally) -> list[Sample]:
+    """The samples whose images can all be used; the others are tallied as skipped."""
+    broken = {ref: what for _, ref, what in broken_images(samples)}
+    kept = []
+    for sample in samples:
+        if told := [broken[ref] for ref in sample.images if ref in broken]:
+            tally.faults.append(Fault(None, sample.id, told[0], f"sample {sample.id}"))
+        else:
+            kept.append(sample)
+    return kept
+
+
+def broken_images(samples: Sequence[Sample]) -> Iterator[tuple[Sample, ImageRef, str]]:
+    """Every image that cannot be used, with the first sample that shows it and why; each is opened once."""
     seen: set[ImageRef] = set()
     for sample in samples:
         for ref in sample.images:
@@ -194,4 +411,4 @@ def check_images(samples: Sequence[Sample]) -> None:
             try:
                 load_image(ref)
             except DataError as error:
-                raise DataError(f"sample {sample.id}: {error}") from error
+                yield sample, ref, str(error)

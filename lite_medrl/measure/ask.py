@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lite_medrl.data.answers import Answer, is_correct, parse
+from lite_medrl.data.answers import Answer, is_gold, parse
 from lite_medrl.data.prompts import INSTRUCTION
 from lite_medrl.model.encode import encode_prompts
-from lite_medrl.model.generate import Sampling, generate
+from lite_medrl.model.generate import Generator, Sampling, generate
+from lite_medrl.sections import Rollout
 from lite_medrl.types import Sample
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What came back for one question."""
+    """What came back for one question; `sampled`: each sampled answer as it was read, None for a failure."""
 
     sample: Sample
     greedy: str
@@ -24,6 +25,7 @@ class Asked:
     correct: bool
     num_correct: int
     num_samples: int
+    sampled: tuple[str | None, ...] = ()
 
 
 def ask(
@@ -38,12 +40,15 @@ def ask(
     system: str | None = None,
     blank: bool = False,
     seed: int = 0,
+    generator: Generator = "grouped",
+    max_cache_gib: float | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Asked]:
     """Greedy answer and `num_samples` sampled answers for each question, in order.
 
     Args:
         batch_size: rows decoded at once; a batch holds batch_size // (num_samples + 1) questions.
+        generator, max_cache_gib: as `generate` takes them.
         blank: put a grey image in place of every image.
         progress: called with the number of questions done in each batch.
     """
@@ -63,6 +68,8 @@ def ask(
             seed=seed,
             keys_P=[zlib.crc32(s.id.encode()) for s in batch],
             greedy_first=True,
+            generator=generator,
+            max_cache_gib=max_cache_gib,
         )
         asked += [
             read(sample, group[0].text, [c.text for c in group[1:]])
@@ -72,8 +79,15 @@ def ask(
     return asked
 
 
+def drawing(rollout: Rollout) -> dict[str, Any]:
+    """Who draws a recipe's answers, as keyword arguments; vLLM trains only, so ours measures then."""
+    ours = rollout.generator if rollout.generator != "vllm" else "grouped"
+    return {"generator": ours, "max_cache_gib": rollout.max_cache_gib}
+
+
 def read(sample: Sample, greedy: str, drawn: Sequence[str]) -> Asked:
     """Parses and scores the answers to one question."""
-    answer = parse(greedy, options=sample.options)
-    hits = sum(is_correct(text, sample) for text in drawn)
-    return Asked(sample, greedy, answer, answer.value == sample.answer, hits, len(drawn))
+    answer, *sampled = (parse(text, options=sample.options) for text in (greedy, *drawn))
+    values = tuple(reading.value for reading in sampled)
+    hits = sum(is_gold(value, sample) for value in values)
+    return Asked(sample, greedy, answer, is_gold(answer.value, sample), hits, len(drawn), values)

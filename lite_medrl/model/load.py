@@ -253,6 +253,15 @@ def _held_forward(weight: torch.Tensor, bias: torch.Tensor | None, hidden: torch
     return nn.functional.linear(hidden.to(weight.dtype), weight, bias).to(hidden.dtype)
 
 
+def held_weight(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """Weight [out, in] and bias of a linear layer, unpacked if `hold_dequantised` holds them; else None."""
+    forward = layer.__dict__.get("forward")
+    if isinstance(forward, functools.partial) and forward.func is _held_forward:
+        weight, bias = forward.args
+        return weight, None if bias is None else bias.to(weight.dtype)
+    return (layer.weight, layer.bias) if type(layer) is nn.Linear else None
+
+
 def text_model(model: nn.Module) -> nn.Module:
     """The decoder stack of a VLM (or of a PeftModel around one), without the head."""
     return model.get_submodule(text_model_path(model))

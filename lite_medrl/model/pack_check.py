@@ -95,6 +95,11 @@ def packable_plan(model: Any, make: Callable[[], Plan], *, required: bool = Fals
     return None if reason else make()
 
 
+def why_separate(base: Any) -> str | None:
+    """Why this model (not a PeftModel) has to run separate rows, as far as known; None if it need not."""
+    return _REASONS.get(base) or can_pack(base.config)
+
+
 def require_packable(model: Any) -> None:
     """ModelError if a model of this kind cannot be packed: what a trainer asks before it draws anything."""
     if reason := can_pack(base_of(model).config):

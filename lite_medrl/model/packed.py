@@ -178,19 +178,31 @@ def _forward(
     base: Any, trees: Sequence[PrefixTree], tensors: TreeTensors, images: Sequence[Images]
 ) -> Tensor:
     """States [S, D] of one pass."""
+    return tree_hidden(base, trees, tensors, images).flatten(0, 1)[tensors.state_S]
+
+
+def tree_hidden(
+    base: Any,
+    trees: Sequence[PrefixTree],
+    tensors: TreeTensors,
+    images: Sequence[Images],
+    *,
+    cache: Any = None,
+) -> Tensor:
+    """States [R, T, D] of rows that go through the model together; keys and values stay in `cache`."""
     rules, blocks = mask_rules(base.config, tensors), row_blocks(base, tensors.end_RT)
     shape = tensors.token_RT.shape
     masks = {kind: attention_mask(base, rule, shape, blocks) for kind, rule in rules.items()}
     if any(not is_dense(mask) for mask in masks.values()):
         use_tree_attention(base)
-    hidden_RTD = base.model(
+    return base.model(
         input_ids=tensors.token_RT,
         attention_mask=masks if len(masks) > 1 else masks.popitem()[1],
         position_ids=positions(base, trees, tensors, images),
-        use_cache=False,
+        past_key_values=cache,
+        use_cache=cache is not None,
         **join_images(images),
     ).last_hidden_state
-    return hidden_RTD.flatten(0, 1)[tensors.state_S]
 
 
 def base_of(model: Any) -> Any:

@@ -63,11 +63,17 @@ def mask_rules(config: Any, tensors: TreeTensors) -> dict[str, MaskRule]:
         near = depth_RT[row, key] > depth_RT[row, query] - window
         return near & full(row, head, query, key)
 
+    rules = {"full_attention": full, "sliding_attention": sliding}
+    return {kind: rules[kind] for kind in layer_kinds(config)}
+
+
+def layer_kinds(config: Any) -> list[str]:
+    """Kinds of layers that want a mask; where there is one kind only, the model takes the mask itself."""
+    text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or [])
     if not kinds:  # one mask for all layers, as in Mistral
-        return {"sliding_attention": sliding} if window else {"full_attention": full}
-    rules = {"full_attention": full, "sliding_attention": sliding}
-    return {kind: rules[kind] for kind in sorted(kinds | {"full_attention"})}
+        return ["sliding_attention" if getattr(text, "sliding_window", None) else "full_attention"]
+    return sorted(kinds | {"full_attention"})
 
 
 def image_numbers(is_image_RT: Tensor) -> Tensor:

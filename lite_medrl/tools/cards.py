@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lite_medrl.tools.report.markup import Html, join, tag
@@ -39,11 +40,23 @@ def style() -> str:
 
 
 # --- answers -----------------------------------------------------------------------------------------
-def answered(stages: Sequence[str], replies: Sequence[Reply], sample: Sample) -> Html:
-    """The gold answer, where one is known, over a card a stage; stages without a reply are waited for."""
+def answered(
+    stages: Sequence[str],
+    replies: Sequence[Reply],
+    sample: Sample,
+    writing: Mapping[str, str] = MappingProxyType({}),
+) -> Html:
+    """The gold answer, where one is known, over a card a stage; stages without a reply are waited for.
+
+    `writing` holds what a stage has written so far.
+    """
     got = {reply.stage: reply for reply in replies}
-    waiting = "lm-waiting", "thinking \u2026"
-    inner = [filled(got[stage]) if stage in got else blank(stage, *waiting) for stage in stages]
+    inner = [
+        filled(got[stage])
+        if stage in got
+        else blank(stage, "lm-waiting", f"{writing.get(stage) or 'thinking'} \u2026")
+        for stage in stages
+    ]
     return join([gold(sample), tag("div", *inner, class_="lm-cards", aria_live="polite")])
 
 

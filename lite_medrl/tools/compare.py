@@ -11,10 +11,8 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from lite_medrl.data.answers import Answer
@@ -56,7 +54,6 @@ class Comparison:
     ) -> None:
         self.model, self.processor, self.policy = loaded.model, loaded.processor, loaded.policy
         self.stages, self.recipe, self.run_dir, self.notice = tuple(stages), recipe, run_dir, notice
-        self._turn = Lock()
 
     @classmethod
     def open(cls, run_dir: Path | str) -> Comparison:
@@ -86,26 +83,51 @@ class Comparison:
         tuned = type(loaded)(tuned, loaded.processor, loaded.policy)
         return cls(tuned, ("base", *adapters), recipe, run_dir, missing)
 
+    def watch(self, sample: Sample) -> Iterator[tuple[str, str | Reply]]:
+        """Each stage with its greedy answer so far, token after token, and then with its reply."""
+        from lite_medrl.model.adapters import answering_as
+        from lite_medrl.model.encode import encode_prompts, wording
+        from lite_medrl.model.generate import Sampling
+        from lite_medrl.model.stream import stream
+
+        sampling = Sampling(self.recipe.diagnose.max_completion_length, temperature=0.0)
+        for stage in self.stages:
+            start, text = time.perf_counter(), ""
+            inputs = encode_prompts(
+                self.processor, [sample], **wording(self.recipe.prompt), device=self.policy.device
+            )
+            with answering_as(self.model, stage):
+                for text in stream(self.model, self.processor, inputs, sampling=sampling):
+                    yield stage, text
+            yield stage, self.reply(stage, sample, text, time.perf_counter() - start)
+
+    def reply(self, stage: str, sample: Sample, text: str, seconds: float) -> Reply:
+        """A stage's whole answer, read; `correct` is None where the sample has no gold answer ("")."""
+        from lite_medrl.measure.ask import read
+
+        asked = read(sample, text, [])
+        correct = asked.correct if sample.answer else None
+        return Reply(stage, text, asked.answer, correct, round(seconds, 2))
+
     def answer(self, stage: str, sample: Sample) -> Reply:
         """The greedy answer of one stage; `correct` is None where the sample has no gold answer ("").
 
         Raises DataError for an image that cannot be used.
         """
-        from lite_medrl.measure.ask import ask
+        from lite_medrl.measure.ask import ask, drawing
+        from lite_medrl.model.adapters import answering_as
         from lite_medrl.model.encode import wording
         from lite_medrl.model.generate import Sampling
 
         sampling = Sampling(self.recipe.diagnose.max_completion_length, temperature=0.0)
-        with self._turn, switched(self.model, stage):
+        with answering_as(self.model, stage):
             start = time.perf_counter()
             (asked,) = ask(
                 self.model, self.processor, [sample], num_samples=0, sampling=sampling, seed=self.recipe.seed,
-                **wording(self.recipe.prompt),
+                **wording(self.recipe.prompt), **drawing(self.recipe.rollout),
             )  # fmt: skip
             seconds = time.perf_counter() - start
-        return Reply(
-            stage, asked.greedy, asked.answer, asked.correct if sample.answer else None, round(seconds, 2)
-        )
+        return self.reply(stage, sample, asked.greedy, seconds)
 
     def answers(self, sample: Sample) -> Iterator[Reply]:
         """The answers of all stages, one after the other."""
@@ -161,13 +183,6 @@ def with_adapters(model: Any, adapters: dict[str, Path]) -> Any:
             why = " ".join(str(error).split())[:300] or type(error).__name__
             raise ModelError(f"adapter {folder}: does not load onto the recipe's model: {why}") from error
     return model.eval()
-
-
-def switched(model: Any, stage: str) -> Any:
-    """A context in which the model answers as that stage; hold the lock around it."""
-    if stage != "base":
-        model.set_adapter(stage, inference_mode=True)
-    return model.disable_adapter() if stage == "base" and hasattr(model, "disable_adapter") else nullcontext()
 
 
 def spread(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:

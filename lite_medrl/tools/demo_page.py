@@ -40,14 +40,15 @@ class Desk:
         return picture(sample), sample.question, "\n".join(sample.options), event.index, self.idle
 
     def ask(self, path: str | None, question: str, options: str, place: int | None) -> Iterator[str]:
-        """The cards, again after each answer; a notice where the question cannot be put."""
+        """The cards, again after each token and answer; a notice where the question cannot be put."""
         stages, replies = self.comparison.stages, list[Reply]()
         try:
             sample = self.sample(path, question, options, place)
             yield cards.answered(stages, replies, sample)
-            for reply in self.comparison.answers(sample):
-                replies.append(reply)
-                yield cards.answered(stages, replies, sample)
+            for stage, written in self.comparison.watch(sample):
+                replies += [written] if isinstance(written, Reply) else []
+                writing = {} if isinstance(written, Reply) else {stage: written}
+                yield cards.answered(stages, replies, sample, writing)
         except DataError as error:
             text = str(error).removeprefix(f"sample {ASKED}: ")
             text = text.replace(str(path), Path(path).name if path else "")

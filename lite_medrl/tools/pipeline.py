@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -82,25 +83,33 @@ class Job:
         self.recipe: Recipe = resolved.recipe
         self.model, self.processor, self.policy = loaded.model, loaded.processor, loaded.policy
         self.state = State()
+        self.left_out: Json = {}
 
     @classmethod
     def prepare(cls, resolved: Resolved, folder: Path, *, overwrite: bool, resume: bool) -> Job:
         """Everything that can be refused is refused here, before the folder is touched."""
-        from lite_medrl.data.sources import check_images, load_samples
+        from lite_medrl.data.sources import Tally, check_images, load_samples, with_good_images
         from lite_medrl.model.load import add_lora, fingerprint, load_for
         from lite_medrl.model.pack_check import require_packable
 
         recipe, data = resolved.recipe, resolved.recipe.data
+        if recipe.rollout.generator == "vllm" and recipe.grpo.enabled and find_spec("vllm") is None:
+            raise RecipeError("rollout.generator = 'vllm': vllm is not installed; take generator: grouped")
+        tallies = {name: Tally() for name in ("train", "validation", "test")}
+        reading = {"kinds": data.kinds, "on_error": data.on_error}
         sets = {
-            name: draw(load_samples(data.source, split, kinds=data.kinds), limit, seed=0)
+            name: draw(load_samples(data.source, split, **reading, tally=tallies[name]), limit, seed=0)
             for name, split, limit in (
                 ("train", data.train_split, data.max_train_samples),
                 ("validation", data.validation_split, data.max_validation_samples),
                 ("test", data.test_split, data.max_test_samples),
             )
         }
-        for samples in sets.values():
-            check_images(samples)
+        for name, samples in sets.items():
+            if data.on_error == "skip":
+                sets[name] = with_good_images(samples, tallies[name])
+            else:
+                check_images(samples)
         lora = recipe.lora
         loaded = load_for(recipe.model)
         if "required" in (recipe.sft.prefix_tree, recipe.grpo.prefix_tree):
@@ -116,6 +125,7 @@ class Job:
             seed=recipe.seed,
         )
         job = cls(resolved, folder, type(loaded)(peft, loaded.processor, loaded.policy), sets)
+        job.left_out = {name: tally.to_json() for name, tally in tallies.items()}
         job.open_folder(base, overwrite=overwrite, resume=resume)
         return job
 
@@ -189,8 +199,10 @@ class Job:
 
     def measure(self, stage: str, number: int, split: str) -> Any:
         """One diagnosis: asks, scores, appends the stage and its completions; returns the Support."""
-        from lite_medrl.measure.ask import ask
+        from lite_medrl.measure.ask import ask, drawing
+        from lite_medrl.measure.scores import scores
         from lite_medrl.measure.support import diagnose
+        from lite_medrl.measure.votes import votes
         from lite_medrl.model.encode import wording
         from lite_medrl.model.generate import Sampling
 
@@ -203,11 +215,17 @@ class Job:
                 samples,
                 num_samples=settings.num_samples,
                 sampling=Sampling(
-                    settings.max_completion_length, settings.temperature, settings.top_p, settings.top_k
+                    settings.max_completion_length,
+                    settings.temperature,
+                    settings.top_p,
+                    settings.top_k,
+                    settings.min_p,
+                    settings.repetition_penalty,
                 ),
                 batch_size=settings.batch_size,
                 seed=self.recipe.seed,
                 progress=bar.advance,
+                **drawing(self.recipe.rollout),
                 **wording(self.recipe.prompt),
             )
         support = diagnose(
@@ -233,7 +251,9 @@ class Job:
             "seconds": took,
         }
         self.state.stages.append(row)
-        self.append("completions.jsonl", [self.completion_row(row, a) for a in asked])
+        answers = [self.completion_row(row, a) for a in asked]
+        row |= {"scores": scores(answers, seed=self.recipe.seed), **votes(answers, settings.k)}
+        self.append("completions.jsonl", answers)
         self.note("diagnose", took)
         found = f"Acc@1 {support.acc_at_1:.3f}, support {support.support:.3f} at K = {support.rule_k}"
         say(f"{name} on {split}: {found}")
@@ -284,6 +304,7 @@ class Job:
             "tests": self.tests(),
             "seconds": self.state.seconds,
             "peak_gib": peak_gib(),
+            "data": {"source": self.recipe.data.source, "left_out": self.left_out},
             "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
             "command": command,
             "seed": self.recipe.seed,
@@ -308,7 +329,7 @@ class Job:
         """What a guess, the commonest answer and the last trained model without the image score on the test
         split.
         """
-        from lite_medrl.measure.ask import ask
+        from lite_medrl.measure.ask import ask, drawing
         from lite_medrl.measure.statistics import bootstrap_ci
         from lite_medrl.measure.support import majority_baseline
         from lite_medrl.model.encode import wording
@@ -326,6 +347,7 @@ class Job:
                 sampling=Sampling(self.recipe.diagnose.max_completion_length, temperature=0.0),
                 batch_size=self.recipe.diagnose.batch_size,
                 seed=self.recipe.seed,
+                **drawing(self.recipe.rollout),
                 **wording(self.recipe.prompt),
             )
         rows = {
@@ -394,6 +416,7 @@ class Job:
             "failure": asked.answer.failure,
             "num_correct": asked.num_correct,
             "num_samples": asked.num_samples,
+            "sampled": list(asked.sampled),
         }
 
     def append(self, name: str, rows: Sequence[Json]) -> None:

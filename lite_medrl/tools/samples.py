@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from lite_medrl.data.audit import Fault, audit
+from lite_medrl.data.check import check
+from lite_medrl.data.rows import Fault
+from lite_medrl.data.sets import registry
+from lite_medrl.data.sets.medmnist_facts import SUBSETS
 from lite_medrl.data.sources import embedded_samples
 from lite_medrl.sections import Data
 from lite_medrl.types import Sample
@@ -17,18 +21,20 @@ SPLIT_KEYS = ("train_split", "validation_split", "test_split")
 
 
 def inspect(source: str = "embedded") -> dict[str, Any]:
-    """Counts of the questions that can be used, the first of them, every fault, and the splits that a recipe
-    would miss.
+    """Counts of the questions that can be used, the first of them, every fault, fields that nothing reads,
+    and the splits that a recipe would miss.
 
     Raises DataError where the file cannot be read at all.
     """
-    found = audit(source)
+    found = check(source)
     return {
         "source": source,
         "rows": found.rows,
         **count(found.samples),
         "sample": shown(found.samples[0]) if found.samples else None,
         "missing_splits": missing_splits(found.samples),
+        "unknown_fields": list(found.unknown_fields),
+        "skipped": len({(fault.file, fault.row) for fault in found.faults}),
         "faults": [asdict(fault) for fault in found.faults],
     }
 
@@ -41,8 +47,36 @@ def missing_splits(samples: Sequence[Sample]) -> dict[str, str]:
 
 
 def catalogue() -> dict[str, Any]:
-    """The sources that travel with the package, with their counts; a .jsonl file is a source too."""
-    return {"sources": [{"source": "embedded", **count(embedded_samples())}]}
+    """The sources that travel with the package, with their counts, and the published sets by name."""
+    return {
+        "sources": [{"source": "embedded", **count(embedded_samples())}],
+        "sets": [entry(name) for name in registry.names()],
+    }
+
+
+def fetched(name: str, folder: Path | None) -> dict[str, Any]:
+    """A named set, fetched into the folder or the cache."""
+    from lite_medrl.data.fetch import fetch
+
+    return fetch(name, folder)
+
+
+def entry(name: str) -> dict[str, Any]:
+    """What is known of a named set, and whether it has been fetched."""
+    licence, access = registry.licence_of(name)
+    one, subset = registry.SETS.get(name), SUBSETS.get(name)
+    note = one.note if one else "sizes 28, 64, 128, 224: " + f"{name}@224" if subset else ""
+    here = registry.place_of(name).exists() if subset or (one and one.hub) else False
+    return {
+        "name": name,
+        "title": one.title if one else f"MedMNIST, {subset.modality if subset else ''}",
+        "licence": licence,
+        "access": access,
+        "splits": list(registry.splits_of(name)),
+        "hub": one.hub if one else "",
+        "note": note,
+        "here": here,
+    }
 
 
 def count(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -65,19 +99,33 @@ def tally(names: Iterable[str]) -> dict[str, int]:
 
 def shown(sample: Sample) -> dict[str, Any]:
     """A sample as plain JSON, with the letter of its gold option."""
-    return {**asdict(sample), "images": [str(image) for image in sample.images], "letter": sample.letter}
+    letter = sample.letter if sample.options else None
+    return {**asdict(sample), "images": [str(image) for image in sample.images], "letter": letter}
 
 
 def describe(report: dict[str, Any]) -> str:
     """A report of `inspect` or `catalogue` for a person."""
     if "sources" in report:
-        return "\n".join(describe(source) for source in report["sources"])
+        return "\n".join([*(describe(source) for source in report["sources"]), *named(report["sets"])])
     lines = [f"{report['source']}: {report['questions']} questions about {report['images']} images"]
     for key in ("split", "kind", "modality", "licence", "options"):
         lines.append(f"  by {key}: " + ", ".join(f"{name} {n}" for name, n in report[f"by_{key}"].items()))
     if report.get("sample"):
         lines += ["  one of them:", *(f"    {key}: {value}" for key, value in report["sample"].items())]
+    if report.get("unknown_fields"):
+        lines.append(f"fields that nothing reads: {', '.join(report['unknown_fields'])}")
     return "\n".join([*lines, *warnings(report), *faults(report)])
+
+
+def named(sets: Sequence[dict[str, Any]]) -> list[str]:
+    """A line a named set, its note below it."""
+    lines = ["sets by name (* is fetched; lite-medrl data fetch NAME, or NAME:PATH for files of your own):"]
+    for one in sets:
+        splits = ", ".join(one["splits"])
+        mark = "*" if one["here"] else " "
+        lines.append(f"{mark} {one['name']:<18}{one['title']}; {one['licence']}; {one['access']}; {splits}")
+        lines += [f"{'':<20}{one['note']}"] if one["note"] else []
+    return lines
 
 
 def warnings(report: dict[str, Any]) -> list[str]:
@@ -99,6 +147,6 @@ def faults(report: dict[str, Any]) -> list[str]:
         f"{len(found)} fault{'s' * (len(found) > 1)} in {rows} rows; a run stops at the first that it meets:"
     ]
     for fault in found[:MOST_FAULTS]:
-        at = source if fault.row is None else f"{source}:{fault.row}"
+        at = fault.place or source
         lines.append(f"  {at}: {fault.what}")
     return [*lines, f"  and {left} more; --json lists all"] if left > 0 else lines

@@ -13,6 +13,7 @@ import trl
 from lite_medrl.model.score import MAX_TREE_TOKENS
 
 MODES = ("auto", "required", "off")
+GENERATORS = ("grouped", "hf")
 
 
 def option(default: Any, help: str) -> Any:
@@ -62,9 +63,24 @@ class GRPOConfig(trl.GRPOConfig):
         "many rounds; 0 leaves them out of the update instead.",
     )
 
+    generator: str = option(
+        "grouped",
+        "Who draws the completions: 'grouped' (ours: each prompt passes through the model once) or 'hf' "
+        "(transformers' generate). `use_vllm` goes to TRL's vLLM instead.",
+    )
+    max_cache_gib: float | None = option(
+        None, "Keys and values that a rollout may hold at once; left out, most of the memory that is free."
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self)
+        if self.generator not in GENERATORS:
+            raise ValueError(f"generator={self.generator!r}: must be one of {', '.join(GENERATORS)}")
+        if self.generator == "hf" and self.use_vllm:
+            raise ValueError("generator='hf' and use_vllm=True: choose one of them")
+        if self.max_cache_gib is not None and not self.max_cache_gib > 0:
+            raise ValueError(f"max_cache_gib={self.max_cache_gib}: must be above 0, or None")
         if self.resample_rounds < 0:
             raise ValueError(f"resample_rounds={self.resample_rounds}: must be 0 or more")
         if self.resample_rounds and (
@@ -83,6 +99,14 @@ def check(config: SFTConfig | GRPOConfig) -> None:
         raise ValueError(f"prefix_tree={config.prefix_tree!r}: must be one of {', '.join(MODES)}")
     if config.max_tree_tokens < 1:
         raise ValueError(f"max_tree_tokens={config.max_tree_tokens}: must be 1 or more")
+
+
+def rollout_options(args: Any) -> dict[str, Any]:
+    """What `generate` takes of a config, which may be TRL's."""
+    return {
+        "generator": getattr(args, "generator", "grouped"),
+        "max_cache_gib": getattr(args, "max_cache_gib", None),
+    }
 
 
 def tree_options(args: Any) -> dict[str, Any]:

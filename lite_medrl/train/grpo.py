@@ -33,17 +33,17 @@ from lite_medrl.train.batches import (
     rewarded_alike,
     split_rows,
 )
-from lite_medrl.train.config import tree_options
+from lite_medrl.train.config import rollout_options, tree_options
 from lite_medrl.train.guards import refuse_ignored, refuse_processes, restore, trainable
 from lite_medrl.train.image_order import ImageOrder, images_of_rows
 from lite_medrl.train.once import OncePerGroup, as_tensor
+from lite_medrl.train.parity import Guard, compute_dtype
 from medrl_kernels import grpo_loss
 
 # Options of GRPOConfig with the one value that this trainer has; another would change the loss unseen, or
 # (the second set) what is sampled.
 ONLY = {"use_adaptive_entropy": False, "router_aux_loss_coef": None}
 ONLY_IN_OUR_GENERATOR = {
-    "repetition_penalty": 1.0,
     "generation_kwargs": None,
     "use_transformers_continuous_batching": False,
 }
@@ -75,6 +75,7 @@ class GRPOTrainer(TRLGRPOTrainer):
                 "resample_rounds: fresh prompts are drawn at random, which needs a Dataset, not a stream"
             )
         self._spare, self._round = random.Random(self.args.seed), 0
+        self._parity = Guard()
 
     # --- rollout
     # ------------------------------------------------------------------------------------------------
@@ -108,8 +109,9 @@ class GRPOTrainer(TRLGRPOTrainer):
         }
         inputs = {key: value.to(self.accelerator.device) for key, value in inputs.items()}
         sampling = Sampling(
-            self.max_completion_length, self.temperature, self.top_p, self.top_k or 0, self.min_p
-        )
+            self.max_completion_length, self.temperature, self.top_p, self.top_k or 0, self.min_p,
+            self.repetition_penalty,
+        )  # fmt: skip
         model = self.accelerator.unwrap_model(self.model_wrapped)
         first = self._round * 2**20  # rounds of one step draw from streams of their own
         with self.accelerator.autocast():
@@ -122,9 +124,12 @@ class GRPOTrainer(TRLGRPOTrainer):
                 seed=self.args.seed,
                 step=self._step,
                 keys_P=range(first, first + len(inputs["input_ids"])),
+                **rollout_options(self.args),
             )
         flat = [completion for group in groups for completion in group]
-        return [list(c.token_ids) for c in flat], [list(c.sampling_logps) for c in flat]
+        # The model's own log-probs, which the update computes again: those after truncation and bans are
+        # higher, and an importance ratio against them is biased.
+        return [list(c.token_ids) for c in flat], [list(c.logps) for c in flat]
 
     def _group_size(self, rows: int) -> int:
         """Rows that are copies of one prompt; environments may give each row a prompt of its own."""
@@ -159,6 +164,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         """A numbered generation batch; groups whose rewards are equal get an advantage of exactly 0."""
         with self._processing_once_per_group(len(generation_batch)):
             found = self._generate_and_score_completions(generation_batch)
+        self._parity.on = not (self.use_vllm or self.tools)
         batch = number_groups(found, self._group_size(len(found["prompt_ids"])))
         if self.multi_objective_aggregation != "sum_then_normalize":
             return batch  # there the advantage is relative to the batch, not to the group alone
@@ -226,6 +232,11 @@ class GRPOTrainer(TRLGRPOTrainer):
                 "sampling": "sampling_per_token_logps",
             }.items()
         }
+        if self._parity.on and packed["sampling"] is not None:
+            rescored_N = result.logp_N.detach() if packed["old"] is None else packed["old"]
+            dtype = compute_dtype(self.model, self.accelerator.mixed_precision)
+            gap = self._parity(packed["sampling"], rescored_N, dtype)
+            self._metrics[mode]["sampling/logp_gap"].append(gap)
         length_B = mask_BC.sum(1) * keep_B  # a row left out has no tokens, but counts among TRL's B
         loss, metrics = grpo_loss(
             result.logp_N,
@@ -273,7 +284,7 @@ class GRPOTrainer(TRLGRPOTrainer):
             "top_entropy_quantile": self.top_entropy_quantile,
             "entropy_coef": self.entropy_coef,
             "off_policy_mask_threshold": self.off_policy_mask_threshold,
-            "importance_sampling_correction": self.use_vllm and self.vllm_importance_sampling_correction,
+            "importance_sampling_correction": self._corrects(inputs),
             "importance_sampling_mode": self.vllm_importance_sampling_mode,
             "importance_sampling_clip_max": self.vllm_importance_sampling_clip_max,
             "importance_sampling_clip_min": self.vllm_importance_sampling_clip_min,
@@ -283,6 +294,12 @@ class GRPOTrainer(TRLGRPOTrainer):
             "gradient_accumulation_steps": self.current_gradient_accumulation_steps if training else 1,
             "steps_per_generation": args.steps_per_generation if training else 1,
         }
+
+    def _corrects(self, inputs: dict[str, Any]) -> bool:
+        """Whether the loss is weighted for what sampler and trainer differ by: TRL's option, for ours too."""
+        fits = self.loss_type != "vespo" or self.vllm_importance_sampling_mode.startswith("token")
+        ours = self._parity.on and "sampling_per_token_logps" in inputs and fits
+        return (self.use_vllm or ours) and self.vllm_importance_sampling_correction
 
     def _get_per_token_logps_and_entropies(
         self,

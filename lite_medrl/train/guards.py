@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -70,6 +71,18 @@ class FiniteOnly(TrainerCallback):
         if bad and not 0 < self.skipped <= SCALER_HALVINGS:
             told = " and ".join(f"{name} is {value}" for name, value in bad.items())
             raise FloatingPointError(f"{self.stage}, step {state.global_step}: {told}; {advice(self.stage)}")
+
+
+@contextmanager
+def told_by_stage(trainer: Any, stage: str) -> Iterator[None]:
+    """Names stage and step in a FloatingPointError that knows neither (answers drawn from lost weights)."""
+    try:
+        yield
+    except FloatingPointError as error:
+        if str(error).startswith(stage):
+            raise
+        step = trainer.state.global_step
+        raise FloatingPointError(f"{stage}, after step {step}: {error}; {advice(stage)}") from error
 
 
 def refuse_not_finite(model: nn.Module, stage: str) -> None:

@@ -17,7 +17,7 @@ from lite_medrl.sections import Recipe, Training
 from lite_medrl.train.columns import to_dataset
 from lite_medrl.train.config import GRPOConfig, SFTConfig
 from lite_medrl.train.grpo import GRPOTrainer
-from lite_medrl.train.guards import FiniteOnly, refuse_not_finite
+from lite_medrl.train.guards import FiniteOnly, refuse_not_finite, told_by_stage
 from lite_medrl.train.rewards import resolve
 from lite_medrl.train.sft import SFTTrainer
 from lite_medrl.types import Sample
@@ -126,6 +126,9 @@ def run_grpo(
         temperature=grpo.temperature,
         top_p=grpo.top_p,
         top_k=grpo.top_k,
+        min_p=grpo.min_p,
+        repetition_penalty=grpo.repetition_penalty,
+        **generator_config(recipe),
         beta=grpo.beta,
         epsilon=grpo.epsilon,
         epsilon_high=grpo.epsilon_high,
@@ -157,6 +160,14 @@ def run_grpo(
     return rollouts(trainer)
 
 
+def generator_config(recipe: Recipe) -> dict[str, Any]:
+    """Who draws the completions, in our config's words or, for vLLM, in TRL's."""
+    rollout = recipe.rollout
+    if rollout.generator == "vllm":
+        return {"use_vllm": True, "vllm_mode": "colocate"}
+    return {"generator": rollout.generator, "max_cache_gib": rollout.max_cache_gib}
+
+
 def run_quietly(trainer: Any, stage: str) -> None:
     """Trains, and leaves the model in evaluation mode, its weights finite. The Trainer's own printing is ours
     to do.
@@ -165,7 +176,8 @@ def run_quietly(trainer: Any, stage: str) -> None:
 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.train()
+    with told_by_stage(trainer, stage):
+        trainer.train()
     refuse_not_finite(trainer.model, stage)
     trainer.model.eval()
 

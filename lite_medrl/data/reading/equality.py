@@ -1,0 +1,81 @@
+"""When are two texts the same answer? Keys from strict to loose; texts whose keys are equal are equal.
+
+verbatim (outer white space) -> exact (NFKC, case, white space) -> trimmed (outer punctuation) -> words
+(inner punctuation, articles) -> stems (plurals, number words, place of left and right). Never a substring:
+every word, sign and number of a text goes into its key.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_FOLD = str.maketrans(
+    dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-")
+    | dict.fromkeys("\u2018\u2019\u02bc`", "'")
+    | dict.fromkeys("\u201c\u201d", '"')
+    | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad")
+)
+_LEFT_EDGE = " ,;:!?'\"()[]{}*#|_"  # never + - % < >: "A+" and "<5" would lose their meaning
+_RIGHT_EDGE = _LEFT_EDGE + "."  # a dot on the left may belong to a number: ".5"
+_TOKEN = re.compile(
+    r"\d*(?:[.,/:]\d+)+|[^\W_]+"  # numbers such as 1.5, .5 and 20/40; words
+    r"|[<>=+%±≤≥≠°↑↓←→]"  # signs that carry the meaning of a finding or a range
+    r"|(?<![\w)])-(?=\d)|(?<=[\w)+-])-(?!\w)"  # minus five; "ER-"; any other hyphen is punctuation
+)
+_NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen twenty"""
+_STEM = {word: str(number) for number, word in enumerate(_NUMBERS.split())}
+_STEM |= {"metastases": "metastasis", "diagnoses": "diagnosis", "vertebrae": "vertebra", "nuclei": "nucleus"}
+_SIDES = frozenset({"left", "right", "bilateral"})
+
+
+def nfkc(text: str) -> str:
+    """The text with one spelling for each character, hyphen, quote and invisible sign."""
+    return text if text.isascii() else unicodedata.normalize("NFKC", text).translate(_FOLD)
+
+
+def exact(text: str) -> str:
+    """NFKC, without case, single spaces."""
+    return " ".join(nfkc(text).casefold().split())
+
+
+def trimmed(exact_text: str) -> str:
+    """An exact key without outer punctuation."""
+    return exact_text.lstrip(_LEFT_EDGE).rstrip(_RIGHT_EDGE)
+
+
+def tokens(exact_text: str) -> list[str]:
+    """Words, numbers and signs of an exact key, without "the" and a leading article.
+
+    A lone "a" stays: it may be a letter.
+    """
+    plain = exact_text.replace("'", "").replace("&", " and ")
+    found = _TOKEN.findall(plain.replace("x-ray", "xray").replace("x ray", "xray"))
+    kept = [token for token in found if token != "the"] or found if "the" in found else found
+    return kept[1:] if kept[:1] in (["a"], ["an"]) and len("".join(kept[1:2])) > 1 else kept
+
+
+def words(tokens_: list[str]) -> str:
+    """The key of a text's tokens."""
+    return " ".join(tokens_)
+
+
+def stems(tokens_: list[str]) -> str:
+    """The key in the singular; a single left or right goes first: "kidney-left", "left-sided kidney"."""
+    stemmed = [_stem(token) for token in tokens_]
+    places = [place for place, token in enumerate(stemmed) if token in _SIDES]
+    if len(places) == 1:
+        side = stemmed.pop(places[0])
+        if stemmed[places[0] : places[0] + 1] in (["side"], ["sided"]):
+            stemmed.pop(places[0])
+        stemmed.insert(0, side)
+    return " ".join(stemmed)
+
+
+def _stem(token: str) -> str:
+    if token in _STEM or len(token) < 4 or not token.endswith("s") or token.endswith(("ss", "us", "is")):
+        return _STEM.get(token, token)
+    if token.endswith("ies"):
+        return token[:-3] + "y"
+    return token[:-2] if token.endswith(("sses", "xes", "ches", "shes")) else token[:-1]

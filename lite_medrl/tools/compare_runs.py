@@ -1,0 +1,177 @@
+"""Is run B better than run A? Two finished runs on the same questions, paired question by question.
+
+Each run brings one stage: the last one measured on the split, or the one named. Only greedy answers are
+tested; the sampled ones give mean@K, maj@K and Pass@K beside its chance line. Intervals are Wilson's for an
+accuracy and a paired bootstrap over questions for a difference.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lite_medrl.measure.pool import read_results
+from lite_medrl.measure.scores import PARTS, label, scores
+from lite_medrl.measure.statistics import mcnemar, paired_bootstrap
+from lite_medrl.types import RecipeError
+
+Json = dict[str, Any]
+SAME = ("question", "options", "answer")
+SAMPLED = ("mean_at_k", "maj_at_k", "pass_at_k", "chance_pass_at_k")
+
+
+def compare_runs(first: Path, second: Path, *, split: str = "test", stage: str | None = None) -> Json:
+    """Accuracies of both runs, second minus first with its interval, and McNemar's test; whole and in parts.
+
+    Raises RecipeError where a folder holds no finished run, a stage was not measured on the split, or the
+    questions differ.
+    """
+    sides = {"a": _side(first, split, stage), "b": _side(second, split, stage)}
+    rows_a, rows_b = (side.pop("rows") for side in sides.values())
+    _check_alike(rows_a, rows_b, (first, second))
+    pairs = [(rows_a[name], rows_b[name]) for name in rows_a]
+    return {
+        "split": split,
+        "n": len(pairs),
+        "protocol": "lite-v1",
+        **sides,
+        **_tested(pairs),
+        **{f"by_{part}": _by(part, pairs) for part in PARTS},
+    }
+
+
+def describe(found: Json) -> str:
+    """The comparison as lines of text."""
+    sides = (found["a"], found["b"])
+    lines = [
+        f"{sides[0]['scores']['n']} questions of the {found['split']} split, read by {found['protocol']}"
+    ]
+    lines += [f"{name}  {_line(side)}" for name, side in zip("AB", sides, strict=True)]
+    lines += [text for name, side in zip("AB", sides, strict=True) if (text := _sampled_line(name, side))]
+    test = found["mcnemar"]
+    lines += [
+        f"B - A  {_difference(found)}",
+        f"McNemar: {test['b']} right in A only, {test['c']} in B only; p = {test['p']:.2g} exact, "
+        f"{test['p_mid']:.2g} mid-p, {test['p_continuity']:.2g} with continuity correction",
+    ]
+    for part in PARTS:
+        for name, row in found[f"by_{part}"].items():
+            lines.append(
+                f"{part} {name} (n = {row['n']}): {row['a']:.3f} -> {row['b']:.3f}, {_difference(row)}, "
+                f"p = {row['mcnemar']['p']:.2g}"
+            )
+    return "\n".join(lines)
+
+
+def _side(folder: Path, split: str, stage: str | None) -> Json:
+    """One run's stage: where it is from, its scores, and its rows by question."""
+    stages = [row for row in read_results(folder)["stages"] if row["split"] == split]
+    names = [row["name"] for row in stages]
+    if not names or (stage is not None and stage not in names):
+        missing = f"stage {stage!r} was not" if names else "nothing was"
+        known = f"; measured: {', '.join(names)}" if names else ""
+        raise RecipeError(f"{folder}: {missing} measured on the {split} split{known}")
+    chosen = stages[names.index(stage)] if stage else stages[-1]
+    rows = _rows(folder, split, chosen["name"])
+    sampled = {key: chosen[key] for key in SAMPLED if key in chosen}
+    return {
+        "run": str(folder),
+        "stage": chosen["name"],
+        "scores": scores(list(rows.values())),
+        **sampled,
+        "rows": rows,
+    }
+
+
+def _rows(folder: Path, split: str, stage: str) -> dict[str, Json]:
+    """Question id -> its line in completions.jsonl."""
+    path = folder / "completions.jsonl"
+    if not path.is_file():
+        raise RecipeError(f"{folder}: no completions.jsonl; it is needed to pair the questions")
+    found: dict[str, Json] = {}
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            row = _parsed(line, path, number)
+            if (row.get("split"), row.get("name")) == (split, stage):
+                found[row["id"]] = row
+    if not found:
+        raise RecipeError(f"{path}: no answers of stage {stage!r} on the {split} split")
+    return found
+
+
+def _parsed(line: str, path: Path, number: int) -> Json:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"{path}, line {number}: not JSON ({error}); was the run cut off?") from error
+
+
+def _check_alike(first: Mapping[str, Json], second: Mapping[str, Json], folders: tuple[Path, Path]) -> None:
+    """RecipeError unless both answered the same questions with the same options and gold answers."""
+    for one, other, here, there in ((first, second, *folders), (second, first, *reversed(folders))):
+        alone = sorted(one.keys() - other.keys())
+        if alone:
+            raise RecipeError(
+                f"{here} answered {len(alone)} questions that {there} did not, such as {alone[0]!r}; "
+                "compare runs of the same data and limits"
+            )
+    for name, row in first.items():
+        for key in SAME:
+            if row[key] != second[name][key]:
+                raise RecipeError(
+                    f"question {name!r} has another {key} in {folders[1]} ({second[name][key]!r}) than in "
+                    f"{folders[0]} ({row[key]!r})"
+                )
+
+
+def _tested(pairs: Sequence[tuple[Json, Json]]) -> Json:
+    first, second = ([pair[place]["correct"] for pair in pairs] for place in (0, 1))
+    difference, exact = paired_bootstrap(first, second), mcnemar(first, second)
+    others = {
+        f"p_{method.split('-')[0]}": mcnemar(first, second, method=method).p
+        for method in ("mid-p", "continuity")
+    }
+    return {
+        "difference": difference.difference,
+        "difference_ci95": list(difference.ci95),
+        "mcnemar": {"b": exact.b, "c": exact.c, "p": exact.p, **others},
+    }
+
+
+def _by(part: str, pairs: Sequence[tuple[Json, Json]]) -> Json:
+    groups: dict[str, list[tuple[Json, Json]]] = {}
+    for pair in pairs:
+        groups.setdefault(label(pair[0], part), []).append(pair)
+    return {name: _group(groups[name]) for name in sorted(groups)}
+
+
+def _group(pairs: Sequence[tuple[Json, Json]]) -> Json:
+    a, b = (sum(pair[place]["correct"] for pair in pairs) / len(pairs) for place in (0, 1))
+    return {"n": len(pairs), "a": a, "b": b, **_tested(pairs)}
+
+
+def _line(side: Json) -> str:
+    figures = side["scores"]
+    low, high = figures["ci95"]
+    return (
+        f"{side['run']} ({side['stage']}): accuracy {figures['accuracy']:.3f} [{low:.3f}, {high:.3f}], "
+        f"not readable {figures['parse_failure_frac']:.1%}"
+    )
+
+
+def _sampled_line(name: str, side: Json) -> str:
+    """mean@K, maj@K, Pass@K and what guessing would reach, for every K; "" where the run has none."""
+    if "pass_at_k" not in side:
+        return ""
+    ks = sorted(side["pass_at_k"], key=int)
+    mean = [f"mean@K {side['mean_at_k']:.3f}"] if "mean_at_k" in side else []
+    majority = [f"maj@{k} {side['maj_at_k'][k]:.3f}" for k in ks if k in side.get("maj_at_k", {})]
+    reached = [f"Pass@{k} {side['pass_at_k'][k]:.3f} (chance {side['chance_pass_at_k'][k]:.3f})" for k in ks]
+    return f"{name}  {', '.join([*mean, *majority, *reached])}"
+
+
+def _difference(row: Json) -> str:
+    low, high = row["difference_ci95"]
+    return f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -1,0 +1,384 @@
+"""How answers grow: rows leave, waves follow each other, nothing is left behind, whatever layout is used."""
+
+from __future__ import annotations
+
+import gc
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft.tuners.lora import LoraLayer
+from scipy.stats import chisquare
+
+from lite_medrl.model import decode as decode_module
+from lite_medrl.model import generate as module
+from lite_medrl.model import kv_cache
+from lite_medrl.model.decode import ragged, regular
+from lite_medrl.model.encode import encode_prompts
+from lite_medrl.model.folded import folded, summed
+from lite_medrl.model.generate import Sampling, generate
+from lite_medrl.model.packed import base_of
+from lite_medrl.model.score import score
+from lite_medrl.types import DataError, ModelError, RecipeError
+
+SAMPLING = Sampling(14)
+
+
+@pytest.fixture(scope="module")
+def schooled() -> Any:
+    loaded = tiny.loaded()
+    return SimpleNamespace(model=tiny.with_lora(loaded.model, scale=0.02), processor=loaded.processor)
+
+
+@pytest.fixture(scope="module")
+def noisy() -> Any:
+    """A random model of whose tokens a seventh end the answer: rows leave at all times."""
+    processor = tiny.make_processor()
+    model = tiny.with_lora(tiny.make_model(processor)).eval()
+    model.generation_config.eos_token_id = list(range(0, 384, 7))
+    return SimpleNamespace(model=model, processor=processor)
+
+
+def prompts(processor: Any, count: int = 6) -> dict[str, torch.Tensor]:
+    return encode_prompts(processor, tiny.samples("test")[:count], instruction=tiny.INSTRUCTION)
+
+
+def run(policy: Any, count: int = 6, **options: Any) -> Any:
+    common: dict[str, Any] = {"num_generations": 5, "sampling": SAMPLING, "seed": 4}
+    return generate(policy.model, policy.processor, prompts(policy.processor, count), **common | options)
+
+
+def ids(groups: Any) -> list[list[tuple[int, ...]]]:
+    return [[c.token_ids for c in group] for group in groups]
+
+
+# --- layouts
+# ----------------------------------------------------------------------------------------------------------
+class Recorded:
+    """Stands for a CUDA graph: under one key, a step must find its buffers where they were."""
+
+    def __init__(self, step: Any, device: torch.device) -> None:
+        self.step, self.seen = step, dict[Any, Any]()
+        self.batch, self.layouts = step.__self__, []
+
+    def __call__(self, key: Any) -> torch.Tensor:
+        batch = self.batch
+        layers = [x for layer in batch.cache.layers for x in (*layer.prompt, *layer.own)]
+        where = [x.data_ptr() for x in (batch.token_R1, batch.position_R, batch.at_1, *layers)]
+        assert self.seen.setdefault(key, where) == where
+        rows, cells = len(batch.names), batch.cache.layers[0].cells
+        assert rows == len(batch.prefix.length_P) * cells.places
+        self.layouts.append((rows, cells.places))
+        return self.step()
+
+
+@pytest.mark.parametrize("block", [4, 64])
+def test_on_a_card_rows_stay_a_grid_and_buffers_stay_in_place(
+    noisy: Any, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """The layout for CUDA graphs, on a CPU: the same answers as the other one's."""
+    plain, made = run(noisy), []
+    monkeypatch.setattr(decode_module, "READ_BLOCK", block)
+    monkeypatch.setattr(
+        decode_module, "replayed", lambda step, device: made.append(Recorded(step, device)) or made[-1]
+    )
+    grid = run(noisy)
+    assert ids(grid) == ids(plain)
+    for a, b in zip((c for g in grid for c in g), (c for g in plain for c in g), strict=True):
+        assert a.logps == pytest.approx(b.logps, abs=2e-5)
+    assert len(set(made[0].layouts)) > 2  # it shrank more than once
+
+
+def test_rows_that_ended_leave(noisy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    real = decode_module.Batch.forward
+
+    def forward(self: Any) -> Any:
+        rows.append(len(self.token_R1))
+        idle = rows[-1] - len(self.alive)
+        assert idle == 0 or 8 * idle < rows[-1] + 8
+        return real(self)
+
+    monkeypatch.setattr(decode_module.Batch, "forward", forward)
+    groups = run(noisy)
+    lengths = [len(c.token_ids) for g in groups for c in g]
+    assert sum(rows) < 1.15 * (sum(lengths) - 30) + 30
+    assert rows == sorted(rows, reverse=True)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.data())
+def test_cells_are_where_rows_come_back_from(sizes: list[int], data: Any) -> None:
+    of_prompt = [p for p, size in enumerate(sizes) for _ in range(size)]
+    x = torch.arange(1.0, len(of_prompt) + 1)[:, None]
+    cells = ragged(of_prompt, len(sizes), torch.device("cpu"))
+    grid = cells.to_grid(x)
+    assert grid.shape == (len(sizes), max(sizes), 1)
+    assert torch.equal(cells.to_rows(grid), x)
+    for p, size in enumerate(sizes):
+        assert grid[p, :size, 0].tolist() == [i + 1.0 for i, q in enumerate(of_prompt) if q == p]
+    alive = sorted(data.draw(st.sets(st.sampled_from(range(len(of_prompt))), min_size=1)))
+    full = [p for p in range(len(sizes)) for _ in range(4)]
+    alive = [4 * of_prompt[r] + (r - of_prompt.index(of_prompt[r])) for r in alive]
+    kept, square = regular(full, alive)
+    assert set(alive) <= set(kept)
+    assert len(set(kept)) == len(kept) == square.places * len({full[r] for r in alive})
+    assert [full[r] for r in kept] == sorted(full[r] for r in kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_attention_over_two_parts_is_attention_over_one(dtype: torch.dtype) -> None:
+    """Against PyTorch's own, with the prompt's part copied to every row; ragged rows, grouped heads."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    of_prompt = [0, 0, 0, 1, 2, 2]
+    cells, owner = ragged(of_prompt, 3, torch.device("cpu")), torch.tensor(of_prompt)
+    query, length = noise(6, 6, 1, 8), torch.tensor([7, 4, 1])
+    keys, values = (kv_cache.Part(noise(3, 2, 7, 8), noise(6, 2, 5, 8), cells) for _ in range(2))
+    there = torch.cat([torch.arange(7) < length[owner][:, None], (torch.arange(5) <= 2).expand(6, -1)], 1)
+    mask = torch.zeros(there.shape).masked_fill(~there, -torch.inf)[:, None, None]
+    found, _ = kv_cache.attend(None, query, keys, values, mask, scaling=0.3)
+    whole = [torch.cat([part.prompt_PHLW[owner], part.own_RHTW], 2) for part in (keys, values)]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query.double(), *(x.double() for x in whole), attn_mask=mask.double(), scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+    bound = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=bound)
+
+
+# --- waves
+# ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("tokens", [3000, 400, 150, 90])
+def test_waves_do_not_change_the_answers(noisy: Any, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """From all at once to a few answers of one prompt at a time."""
+    whole, passes = run(noisy), []
+    real = module.prefill
+    monkeypatch.setattr(module, "prefill", lambda *a: passes.append(1) or real(*a))
+    per_token = module.bytes_per_token(base_of(noisy.model).config, torch.float32)
+    assert per_token == 2 * 2 * 2 * 16 * 4
+    split = run(noisy, max_cache_gib=tokens * per_token / 2**30)
+    assert ids(split) == ids(whole)
+    assert len(passes) == {3000: 1, 400: 2, 150: 6, 90: 6}[tokens]
+
+
+def test_what_is_counted_in_advance_is_what_is_allocated(noisy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    real = decode_module.shared_cache
+
+    def spy(*args: Any) -> Any:
+        cache = real(*args)
+        held.append(sum(x.nbytes for layer in cache.layers for x in (*layer.prompt, *layer.own)))
+        return cache
+
+    monkeypatch.setattr(decode_module, "shared_cache", spy)
+    per_token = module.bytes_per_token(base_of(noisy.model).config, torch.float32)
+    run(noisy, max_cache_gib=500 * per_token / 2**30)
+    assert len(held) > 1
+    assert 350 * per_token < max(held) <= 500 * per_token
+
+
+def test_nothing_is_held_after_a_call(noisy: Any) -> None:
+    def tensors() -> int:
+        gc.collect()
+        return sum(isinstance(x, torch.Tensor) for x in gc.get_objects())
+
+    run(noisy, 2)
+    before = tensors()
+    for seed in range(20):
+        run(noisy, 2, seed=seed)
+    assert tensors() == before
+
+
+# --- what can be wrong
+# ------------------------------------------------------------------------------------------------
+@pytest.fixture
+def no_forward(schooled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a check comes after the first forward pass."""
+
+    def forward(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a forward pass ran")
+
+    monkeypatch.setattr(base_of(schooled.model).model, "forward", forward)
+
+
+@pytest.mark.usefixtures("no_forward")
+@pytest.mark.parametrize("generator", ["grouped", "hf"])
+def test_bad_input_is_refused_before_the_first_forward_pass(schooled: Any, generator: Any) -> None:
+    text = base_of(schooled.model).config.text_config
+    common = {"generator": generator}
+    with pytest.raises(RecipeError, match="num_generations=0: must be 1 or more"):
+        run(schooled, num_generations=0, **common)
+    with pytest.raises(RecipeError, match="top_p=2"):
+        run(schooled, sampling=Sampling(4, top_p=2.0), **common)
+    with pytest.raises(RecipeError, match=r"stop: an empty string"):
+        run(schooled, sampling=Sampling(4, stop=("",)), **common)
+    before, text.max_position_embeddings = text.max_position_embeddings, 20
+    try:
+        with pytest.raises(DataError, match=r"prompt 0 has \d\d tokens, but the model's context holds 20"):
+            run(schooled, **common)
+    finally:
+        text.max_position_embeddings = before
+    inputs = prompts(schooled.processor)
+    inputs["attention_mask"] = inputs["attention_mask"].flip(1)
+    with pytest.raises(ValueError, match="padded on the right"):
+        generate(schooled.model, schooled.processor, inputs, num_generations=1, sampling=SAMPLING, **common)
+
+
+@pytest.mark.usefixtures("no_forward")
+def test_without_free_memory_the_error_says_how_much_is_missing(
+    schooled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelError, match=r"prompt 0 \(\d+ tokens\) with one answer of 14 takes .* but 0 GiB"):
+        run(schooled, max_cache_gib=0.0)
+    monkeypatch.setattr(module, "free_bytes", lambda device: 0)
+    with pytest.raises(ModelError, match="no room for answers"):
+        run(schooled)
+
+
+def test_a_tokenizer_that_cannot_write_a_stop_string_is_named(schooled: Any) -> None:
+    from lite_medrl.model.stops import make_stops
+
+    lossy = SimpleNamespace(encode=lambda text, **_: [0], decode=lambda ids, **_: "<unk>")
+    with pytest.raises(RecipeError, match="tokenizer cannot write 'é'"):
+        make_stops(lossy, [1], ["é"])
+    silent = SimpleNamespace(encode=lambda text, **_: [], decode=lambda ids, **_: "")
+    with pytest.raises(RecipeError, match="cannot write 'x'"):
+        make_stops(silent, [1], ["x"])
+
+
+def test_the_context_ends_an_answer(schooled: Any) -> None:
+    inputs, text = prompts(schooled.processor, 2), base_of(schooled.model).config.text_config
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    before, text.max_position_embeddings = text.max_position_embeddings, max(lengths) + 3
+    try:
+        groups = run(schooled, 2)
+    finally:
+        text.max_position_embeddings = before
+    for length, group in zip(lengths, groups, strict=True):
+        room = max(lengths) + 3 - length
+        assert {c.finish_reason for c in group if len(c.token_ids) == room} <= {"length", "stop"}
+        assert max(len(c.token_ids) for c in group) <= room
+    assert {len(c.token_ids) for c in groups[lengths.index(max(lengths))]} == {3}
+
+
+@pytest.mark.parametrize("moment", [0, 1, 5])
+def test_ctrl_c_leaves_the_model_usable(schooled: Any, monkeypatch: pytest.MonkeyPatch, moment: int) -> None:
+    """During the prefill, and during the first and a later step."""
+    expected, base = run(schooled), base_of(schooled.model)
+    state = {name: value.clone() for name, value in schooled.model.state_dict().items()}
+    attention, calls, real = base.config.text_config._attn_implementation, [], base.model.forward
+    schooled.model.train()
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) > moment:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(base.model, "forward", forward)
+        with pytest.raises(KeyboardInterrupt):
+            run(schooled)
+    assert schooled.model.training
+    assert base.config.text_config._attn_implementation == attention
+    assert not any("forward" in m.__dict__ for m in schooled.model.modules() if isinstance(m, LoraLayer))
+    assert all(torch.equal(value, state[name]) for name, value in schooled.model.state_dict().items())
+    schooled.model.eval()
+    assert run(schooled) == expected
+
+
+def test_a_model_that_computes_nan_is_not_sampled_from(noisy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = decode_module.head_logits
+    monkeypatch.setattr(decode_module, "head_logits", lambda *a: real(*a) * torch.nan)
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        run(noisy)
+
+
+# --- live adapters
+# ----------------------------------------------------------------------------------------------------
+def test_folded_layers_answer_as_the_adapter_does_and_nothing_is_merged(schooled: Any) -> None:
+    model, inputs = schooled.model, prompts(schooled.processor)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with folded(model):
+            layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+            assert layers
+            assert all("forward" in m.__dict__ for m in layers)
+            once = model(**inputs).logits
+        again = model(**inputs).logits
+        with model.disable_adapter():
+            bare = model(**inputs).logits
+            with folded(model):
+                folded_bare = model(**inputs).logits
+    torch.testing.assert_close(once, plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(folded_bare, bare, rtol=1e-5, atol=1e-5)
+    assert torch.equal(again, plain)
+    assert float((bare - plain).abs().max()) > 1e-2
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_cannot_be_folded_exactly_is_left_alone(schooled: Any) -> None:
+    layer: Any = next(m for m in schooled.model.modules() if isinstance(m, LoraLayer))
+    assert summed(layer) is not None
+    layer.train()
+    assert summed(layer) is None  # dropout may be on
+    layer.eval()
+    layer.lora_variant["default"] = object()
+    try:
+        assert summed(layer) is None
+    finally:
+        del layer.lora_variant["default"]
+    assert summed(torch.nn.Linear(2, 2)) is None
+
+
+def test_the_answers_change_with_the_adapters_next_update(schooled: Any) -> None:
+    first = run(schooled, 2)
+    parameter = next(p for name, p in schooled.model.named_parameters() if "lora_B" in name)
+    with torch.no_grad():
+        parameter.add_(0.3)
+        changed = run(schooled, 2)
+        parameter.sub_(0.3)
+    assert changed[0][0].logps != first[0][0].logps
+
+
+# --- statistics
+# -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 1.0}, {"temperature": 0.7, "top_k": 4}, {"temperature": 1.3, "top_p": 0.8},
+     {"temperature": 1.2, "min_p": 0.1}, {"temperature": 1.0, "repetition_penalty": 1.5}],
+    ids=str,
+)  # fmt: skip
+def test_second_tokens_follow_the_models_distribution(schooled: Any, options: dict[str, Any]) -> None:
+    """Given the commonest first token, the second is distributed as a whole forward pass says."""
+    inputs, count = prompts(schooled.processor, 1), 3000
+    (group,) = generate(
+        schooled.model, schooled.processor, inputs, num_generations=count, sampling=Sampling(2, **options)
+    )
+    firsts = [c.token_ids[0] for c in group]
+    first = max(set(firsts), key=firsts.count)
+    rows = [c for c in group if c.token_ids[0] == first and len(c.token_ids) == 2]
+    seconds = [c.token_ids[1] for c in rows]
+    expected = {c.token_ids[1]: np.exp(c.sampling_logps[1]) for c in rows}
+    with torch.no_grad():
+        own = score(schooled.model, inputs, [(first, second) for second in expected], [0] * len(expected),
+                    temperature=options["temperature"])  # fmt: skip
+    assert [c.logps[1] for c in rows[:1]] == pytest.approx(own.logp_N[1:2].tolist(), abs=1e-4)
+    likely = [t for t, p in expected.items() if p * len(rows) >= 5]
+    seen = [seconds.count(t) for t in likely]
+    wanted = [expected[t] * len(rows) for t in likely]
+    rest, wanted_rest = len(rows) - sum(seen), len(rows) - sum(wanted)
+    if wanted_rest > 1:
+        seen, wanted = [*seen, rest], [*wanted, wanted_rest]
+    if len(seen) > 1:
+        scale = sum(seen) / sum(wanted)
+        assert chisquare(seen, [w * scale for w in wanted]).pvalue > 1e-3
