@@ -54,6 +54,15 @@ def test_entries_may_be_images_tiles_or_rows() -> None:
     assert images_of_groups({}, 4, 2) == [{}, {}]
 
 
+def test_rows_of_tiles_are_rows_whatever_the_number_of_images() -> None:
+    pixels = torch.arange(4.0).view(4, 1, 1, 1, 1)
+    mask = torch.arange(4.0).view(4, 1, 1, 1)
+    fields = {"num_images": [0, 0, 2, 2], "pixel_values": pixels, "pixel_attention_mask": mask}
+    found = images_of_groups(fields, 4, 2)
+    assert [one["pixel_values"].flatten().tolist() for one in found] == [[0.0], [2.0]]
+    assert [one["pixel_attention_mask"].flatten().tolist() for one in found] == [[0.0], [2.0]]
+
+
 def test_what_fits_nothing_is_named() -> None:
     with pytest.raises(
         ValueError, match="pixel_values has 3 entries, but the batch has 2 rows with 2 images"

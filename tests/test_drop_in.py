@@ -1,7 +1,7 @@
 """A TRL script for Qwen-VL runs with our trainers after changing the import alone, and computes TRL's loss.
 
-The model is a tiny random Qwen3-VL with its stock processor: images of several sizes, prompts with one, two
-and no images.
+The model is a tiny random Qwen3-VL with its stock processor: images of several sizes, prompts with one or two
+of them.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def test_sampling_logps_are_the_rescored_ones(
     schooled: Any, monkeypatch: pytest.MonkeyPatch, temperature: float
 ) -> None:
     """With nothing banned, so that both are the whole vocabulary's."""
-    monkeypatch.setattr(module, "special_ids", lambda processor: [])
+    monkeypatch.setattr(module, "special_ids", lambda processor, model: [])
     inputs = prompts(schooled.processor)
     groups = generate(
         schooled.model, schooled.processor, inputs, num_generations=3, sampling=Sampling(14, temperature)
@@ -204,6 +204,29 @@ def test_special_tokens_are_banned_and_the_end_token_is_not() -> None:
     assert processor.tokenizer.convert_ids_to_tokens(stop_ids(processor)) == ["<|end|>"]
 
 
+def test_a_turn_may_end_with_a_special_token_that_only_the_model_names() -> None:
+    """As in Gemma-3: the tokenizer's end is not the end of a turn, which the generation config adds."""
+    processor = tiny.make_processor()
+    model = tiny.make_model(processor).eval()
+    turn = processor.tokenizer.convert_tokens_to_ids(BANNED[0])
+    end = processor.tokenizer.eos_token_id
+    model.generation_config.eos_token_id = [end, turn]
+    assert turn in special_ids(processor)
+    assert turn not in special_ids(processor, model)
+    model.config.image_token_id, before = 7, special_ids(processor, model)
+    assert set(special_ids(processor, model)) == {*before, 7}  # whatever the tokenizer says of it
+    model.config.image_token_id = processor.image_token_id
+    real = model.lm_head.forward
+    model.lm_head.forward = lambda x: real(x).index_fill(-1, torch.tensor([turn]), 50.0)
+    (group,) = generate(model, processor, one_prompt(processor), num_generations=4, sampling=Sampling(8))
+    assert [c.token_ids for c in group] == [(turn,)] * 4
+    assert {c.finish_reason for c in group} == {"stop"}
+
+
+def one_prompt(processor: Any) -> dict[str, torch.Tensor]:
+    return encode_prompts(processor, tiny.samples()[:1], instruction=tiny.INSTRUCTION)
+
+
 def test_banned_tokens_are_never_drawn() -> None:
     """Their logits are made the largest by far, and they stand at both ends of the vocabulary."""
     processor = tiny.make_processor()
@@ -299,7 +322,7 @@ def test_with_m_rope_too_sampling_logps_are_the_rescored_ones(
     qwen: Any, monkeypatch: pytest.MonkeyPatch, generator: Any
 ) -> None:
     for where in (module, hf_module):  # but the image token, which no completion may hold
-        monkeypatch.setattr(where, "special_ids", lambda processor: [IMAGE])
+        monkeypatch.setattr(where, "special_ids", lambda processor, model: [IMAGE])
     sampling = Sampling(7, 1.2)
     groups = generate(
         qwen.model, qwen.processor, qwen.inputs, num_generations=4, sampling=sampling, generator=generator

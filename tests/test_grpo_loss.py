@@ -361,6 +361,10 @@ def test_not_a_number_reaches_the_loss() -> None:
         call = packed([3, 2])
         call[name][1] = math.nan
         assert grpo_loss(**call, beta=0.1, entropy_coef=0.1).loss.isnan(), name
+        assert grpo_loss(**call, beta=0.1, loss_type="vespo").loss.isnan() or name == "entropy_N", name
+    call = packed([3, 2])
+    call["entropy_N"][1] = math.nan  # then no token is among those of the highest entropy
+    assert grpo_loss(**call, top_entropy_quantile=0.5).loss.isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -427,6 +431,18 @@ GOOD = {
         ({"loss_type": "dr_grpo"}, "dr_grpo needs max_completion_length >= 1, got None"),
         ({"gradient_accumulation_steps": 8}, "dapo over several steps or processes needs num_items_in_batch"),
         ({"num_processes": 0}, "num_processes must be at least 1, got 0"),
+        ({"off_policy_mask_threshold": math.nan}, "off_policy_mask_threshold must be finite"),
+        (
+            {"importance_sampling_clip_min": 5.0},
+            "importance_sampling_clip_min=5.0 is above importance_sampling_clip_max=3.0",
+        ),
+        ({"importance_sampling_clip_max": math.nan}, "importance_sampling_clip_max must be finite"),
+        ({"num_items_in_batch": -5}, r"num_items_in_batch must be finite and in \[0, inf\], got -5"),
+        ({"num_items_in_batch": torch.tensor(math.nan)}, "num_items_in_batch must be finite"),
+        ({"epsilon": "0.2"}, "epsilon must be a number, got '0.2'"),
+        ({"logp_N": [0.0] * 5}, "logp_N must be a tensor, got list"),
+        ({"advantage_B": [1.0, 2.0]}, "advantage_B must be a tensor, got list"),
+        ({"steps_per_generation": None}, "steps_per_generation must be at least 1, got None"),
     ],
     ids=lambda x: ",".join(x) if isinstance(x, dict) else "",
 )

@@ -18,6 +18,7 @@ import lite_medrl
 from lite_medrl.train import grpo as module
 from lite_medrl.train.batches import live_groups
 from lite_medrl.train.config import GRPOConfig, SFTConfig
+from lite_medrl.train.guards import refuse_tools
 from lite_medrl.types import ModelError
 
 
@@ -163,3 +164,62 @@ def test_rounds_draw_from_streams_of_their_own(tmp_path: Path, monkeypatch: pyte
     trainer.add_callback(watch)
     trainer.train()
     assert watch.logs[0]["loss"] == 0.0
+
+
+def test_dropout_or_answers_of_others_switch_the_parity_guard_off(tmp_path: Path) -> None:
+    """Two passes under dropout differ, and so do log-probs that a user's own rollout hands in."""
+    model = tiny.with_lora(tiny.loaded().model, scale=0.05)
+    trainer = trainer_of(tmp_path, model)
+    trainer.train()
+    assert trainer._parity.passed
+    for layer in [m for m in model.modules() if hasattr(m, "lora_dropout")]:
+        layer.lora_dropout["default"] = torch.nn.Dropout(0.3)
+    trainer = trainer_of(tmp_path, model)
+    trainer.train()
+    assert not trainer._parity.passed
+    assert not trainer._corrects({"sampling_per_token_logps": torch.zeros(1)})
+
+
+def test_old_log_probs_of_separate_rows_keep_to_the_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(
+        tmp_path, prefix_tree="off", num_iterations=2, per_device_train_batch_size=G,
+        gradient_accumulation_steps=3,
+    )  # fmt: skip
+    seen: list[int] = []
+    text = trainer.model.get_base_model().model.language_model
+    text.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["inputs_embeds"])), with_kwargs=True
+    )
+    monkeypatch.setattr(module, "generate", rolled(module.generate, seen))
+    trainer.model.train()
+    batch = trainer._scored(rows(trainer, 3), G)
+    assert seen == [G, G, G]
+    whole = score_all_at_once(trainer, batch)
+    mask = batch["completion_mask"].bool()
+    torch.testing.assert_close(batch["old_per_token_logps"][mask], whole, rtol=1e-5, atol=1e-5)
+
+
+def rolled(generate: Any, seen: list[int]) -> Any:
+    """`generate`, after which the notes begin anew."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        found = generate(*args, **kwargs)
+        seen.clear()
+        return found
+
+    return run
+
+
+def score_all_at_once(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
+    keep = batch["completion_mask"].bool().any(1)
+    with torch.no_grad():
+        return trainer._score(trainer.model, batch, keep, with_entropy=False).logp_N
+
+
+def test_tools_are_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path)
+    with pytest.raises(NotImplementedError, match="tools: completions with tool results"):
+        refuse_tools([print])
+    refuse_tools(trainer.tools)

@@ -67,3 +67,14 @@ def test_a_dataset_that_cannot_be_ordered_is_refused() -> None:
     paths = Dataset.from_list([{"image": "a.png"}], features=Features({"image": Value("string")}))
     with pytest.raises(ValueError, match=r"images of type datasets.Image, came Value"):
         images_of_rows(paths)
+
+
+def test_the_order_of_an_epoch_does_not_depend_on_those_before() -> None:
+    """What a resumed run needs: the Trainer names the epoch and draws it anew."""
+    images = [i // 3 for i in range(30)]
+    straight = ImageOrder(range(30), images, seed=3)
+    epochs = [list(straight) for _ in range(3)]
+    resumed = ImageOrder(range(30), images, seed=3)
+    resumed.set_epoch(2)
+    assert list(resumed) == epochs[2]
+    assert len({tuple(epoch) for epoch in epochs}) == 3

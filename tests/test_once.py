@@ -64,12 +64,35 @@ def test_images_rows_and_patches_are_repeated_as_they_lie() -> None:
 def test_images_that_were_kept_are_not_processed_again() -> None:
     processor = Counting(input_ids=rows, pixel_values=per_image)
     once = OncePerGroup(processor, 2)
-    once.keep({"pixel_values": [np.array([4.0]), np.array([5.0])], "input_ids": [[1], [2]]})
+    fields: Any = {"pixel_values": [np.array([4.0]), np.array([5.0])], "input_ids": [[1], [2]]}
+    once.keep(fields, 2)
     found = once(images=[[1], [1], [2], [2]], text=["a", "a", "b", "b"])
     assert processor.seen == []
     assert {key: value.tolist() for key, value in found.items()} == {
         "pixel_values": [[4.0], [4.0], [5.0], [5.0]]
     }
+
+
+def test_what_was_kept_of_other_prompts_or_is_not_known_is_not_used() -> None:
+    processor = Counting(input_ids=rows, pixel_values=per_image)
+    once = OncePerGroup(processor, 2)
+    once.keep({"pixel_values": [np.array([4.0])]}, 1)
+    found = once(images=[[1], [1], [2], [2]], text=["a", "a", "b", "b"])
+    assert found["pixel_values"].flatten().tolist() == [1, 1, 2, 2]
+    once = OncePerGroup(processor, 2)
+    once.keep({"pixel_values": [np.array([4.0])], "image_position_ids": [[0]]}, 1)
+    assert once(images=[[1], [1]], text=["a", "a"])["pixel_values"].flatten().tolist() == [1, 1]
+    assert processor.seen == [2, 1]
+
+
+def test_tiles_are_never_taken_for_rows() -> None:
+    """One image of three tiles and two prompts without images: three entries, but not one a row."""
+    tiles = Counting(
+        input_ids=rows, pixel_values=lambda images, text: torch.zeros(3 * len(text) // 3, 3, 2, 2)
+    )
+    found = OncePerGroup(tiles, 2)(images=[[1], [1], None, None, None, None], text=list("aabbcc"))
+    assert tiles.seen == [3, 6]
+    assert len(found["pixel_values"]) == 6
 
 
 @pytest.mark.parametrize("case", ["tiles", "not alike", "uneven"])

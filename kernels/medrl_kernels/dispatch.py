@@ -11,6 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Collection
+from numbers import Real
 from types import SimpleNamespace
 
 import torch
@@ -82,15 +83,28 @@ def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
     require(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
+def check_number(name: str, value: object) -> None:
+    """ValueError unless `value` is None or a real number."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    require(value is None or real, f"{name} must be a number, got {value!r}")
+
+
 def check_interval(name: str, value: float | None, low: float, high: float = math.inf) -> None:
     """ValueError unless `value` is None or a finite number of [low, high]."""
+    check_number(name, value)
     inside = value is None or (low <= value <= high and math.isfinite(value))
     require(inside, f"{name} must be finite and in [{low}, {high}], got {value}")
 
 
 def check_positive(name: str, value: float | None) -> None:
     """ValueError unless `value` is None or a finite number above 0."""
+    check_number(name, value)
     require(value is None or 0 < value < math.inf, f"{name} must be finite and above 0, got {value}")
+
+
+def check_is_tensor(name: str, tensor: object) -> None:
+    """ValueError unless it is a tensor at all."""
+    require(isinstance(tensor, Tensor), f"{name} must be a tensor, got {type(tensor).__name__}")
 
 
 def check_tensor(
@@ -98,6 +112,7 @@ def check_tensor(
 ) -> None:
     """ValueError unless the tensor has `dims` dimensions, lies on `device` and is floating (or int32,
     int64)."""
+    check_is_tensor(name, tensor)
     require(tensor.dim() == dims, f"{name} must have {dims} dimension(s), got shape {tuple(tensor.shape)}")
     require(tensor.device == device, f"{name} is on {tensor.device}, the others are on {device}")
     fits = tensor.dtype in (torch.int32, torch.int64) if integer else tensor.is_floating_point()
@@ -117,6 +132,7 @@ def check_range(name: str, low: int, high: int, bound: int, allowed: str) -> Non
 def check_grouped_logp(call: SimpleNamespace) -> None:
     """ValueError unless the arguments of a `grouped_logp` call fit together."""
     hidden_SD, weight_VD = call.hidden_SD, call.weight_VD
+    check_is_tensor("hidden_SD", hidden_SD)
     check_tensor("hidden_SD", hidden_SD, 2, hidden_SD.device)
     check_tensor("weight_VD", weight_VD, 2, hidden_SD.device)
     states, vocabulary = len(hidden_SD), len(weight_VD)
@@ -127,11 +143,15 @@ def check_grouped_logp(call: SimpleNamespace) -> None:
         check_tensor("bias_V", call.bias_V, 1, hidden_SD.device)
         check_length("bias_V", call.bias_V, vocabulary, "vocabulary entry")
     check_targets(call.target_N, call.source_N, states, vocabulary, hidden_SD.device)
+    for name in ("temperature", "logit_scale", "filter_eps"):
+        require(getattr(call, name) is not None, f"{name} must be a number, got None")
+        check_number(name, getattr(call, name))
     check_positive("temperature", call.temperature)
     check_positive("abs(logit_scale)", abs(call.logit_scale))
     check_positive("softcap", call.softcap)
     check_interval("filter_eps", call.filter_eps, 0, 1)
-    require(call.chunk_size >= 1, f"chunk_size must be at least 1, got {call.chunk_size}")
+    whole = isinstance(call.chunk_size, int) and call.chunk_size >= 1
+    require(whole, f"chunk_size must be a whole number of at least 1, got {call.chunk_size!r}")
 
 
 def check_targets(
@@ -168,6 +188,7 @@ def check_grpo_loss(call: SimpleNamespace) -> None:
 
 def check_packed(call: SimpleNamespace) -> None:
     """ValueError unless the tensors are flat, on one device and as long as the completions say."""
+    check_is_tensor("logp_N", call.logp_N)
     device = call.logp_N.device
     check_tensor("logp_N", call.logp_N, 1, device)
     check_tensor("length_B", call.length_B, 1, device, integer=True)
@@ -193,6 +214,14 @@ def check_bounds(call: SimpleNamespace) -> None:
     check_interval("epsilon_high", call.epsilon_high, 0)
     check_interval("top_entropy_quantile", call.top_entropy_quantile, 0, 1)
     check_positive("delta", call.delta)
+    check_interval("off_policy_mask_threshold", call.off_policy_mask_threshold, -math.inf)
+    low, high = call.importance_sampling_clip_min, call.importance_sampling_clip_max
+    for name, value in (("importance_sampling_clip_min", low), ("importance_sampling_clip_max", high)):
+        check_interval(name, value, -math.inf)
+    if low is not None and high is not None:
+        require(
+            low <= high, f"importance_sampling_clip_min={low} is above importance_sampling_clip_max={high}"
+        )
     check_positive("sapo_temperature_pos", call.sapo_temperature_pos)
     check_positive("sapo_temperature_neg", call.sapo_temperature_neg)
     for name in (
@@ -222,7 +251,14 @@ def check_needs(call: SimpleNamespace) -> None:
 def check_counts(call: SimpleNamespace) -> None:
     """ValueError unless the reduction of the loss type knows what to divide by."""
     names = ("num_processes", "gradient_accumulation_steps", "steps_per_generation")
+    items = call.num_items_in_batch
+    if not isinstance(items, Tensor):
+        check_interval("num_items_in_batch", items, 0)
+    elif not items.is_cuda:  # on a card it would be waited for
+        check_interval("num_items_in_batch", items.item(), 0)
     for name in names:
+        check_number(name, getattr(call, name))
+        require(getattr(call, name) is not None, f"{name} must be at least 1, got None")
         require(getattr(call, name) >= 1, f"{name} must be at least 1, got {getattr(call, name)}")
     if call.loss_type == "dr_grpo":
         given = call.max_completion_length

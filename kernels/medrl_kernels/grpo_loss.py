@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from medrl_kernels import reference
-from medrl_kernels.dispatch import capability_of, choose_impl
+from medrl_kernels.dispatch import capability_of, check_is_tensor, choose_impl
 from medrl_kernels.reference import GRPOLoss
 
 
@@ -55,6 +55,7 @@ def grpo_loss(
     reference.
     """
     options = {name: value for name, value in locals().items() if name != "impl"}
+    check_is_tensor("logp_N", logp_N)
     chosen = choose_impl("grpo_loss", impl, logp_N.device.type, logp_N.dtype, capability_of(logp_N))
     if chosen == "triton":
         from medrl_kernels import grpo_loss_triton

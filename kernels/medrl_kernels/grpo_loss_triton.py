@@ -193,7 +193,7 @@ def _vespo_phi(log_w, advantage, k_pos, lambda_pos, k_neg, lambda_neg):
     rate = tl.where(advantage >= 0, lambda_pos, lambda_neg)
     rate = tl.where(rate < 1e-4, 1e-4, rate)
     phi = tl.exp(rate + k * log_w - rate * tl.exp(log_w))
-    return tl.where(phi < float("inf"), phi, 0.0)
+    return tl.where(phi == float("inf"), 0.0, phi)
 
 
 @triton.jit
@@ -459,7 +459,8 @@ def _forward_kernel(
                 entropies += entropy
                 acting = tl.where(inside, 1.0, 0.0)
                 if threshold_ptr is not None:
-                    acting = tl.where(entropy >= tl.load(threshold_ptr), acting, 0.0)
+                    threshold = tl.load(threshold_ptr)  # minus itself: NaN, so that it shows, if it is one
+                    acting = tl.where(entropy >= threshold, acting, 0.0) + (threshold - threshold)
                     weight *= acting
                 acting_entropies += entropy * acting
                 actings += acting

@@ -261,7 +261,7 @@ def grpo_loss(
         loss_X = loss_X.of_tokens(loss_X.token_N * on_policy_mask(batch, off_policy_mask_threshold))
     acting_N = torch.ones_like(batch.old_N)
     if batch.entropy_N is not None and top_entropy_quantile < 1:
-        acting_N = high_entropy_mask(batch.entropy_N, top_entropy_quantile).to(acting_N)
+        acting_N = high_entropy_mask(batch.entropy_N, top_entropy_quantile)
         loss_X = loss_X.of_tokens(loss_X.token_N * acting_N)
     if rollout is not None:
         metrics |= rollout_metrics(batch, rollout)
@@ -437,7 +437,7 @@ def vespo_phi(batch: Batch, rollout: Leveled | None, call: SimpleNamespace) -> L
     k_X = choose(nonneg_X, call.vespo_k_pos, call.vespo_k_neg, like=log_w_X)
     lambda_X = choose(nonneg_X, call.vespo_lambda_pos, call.vespo_lambda_neg, like=log_w_X).clamp(min=1e-4)
     phi_X = (lambda_X + k_X * log_w_X - lambda_X * log_w_X.exp()).exp()
-    return batch.packing.level(phi_X.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), per_completion)
+    return batch.packing.level(phi_X.nan_to_num(nan=math.nan, posinf=0.0, neginf=0.0), per_completion)
 
 
 def on_policy_mask(batch: Batch, threshold: float) -> Tensor:
@@ -448,11 +448,14 @@ def on_policy_mask(batch: Batch, threshold: float) -> Tensor:
 
 
 def high_entropy_mask(entropy_N: Tensor, top_entropy_quantile: float) -> Tensor:
-    """True for the `top_entropy_quantile` share of the tokens with the highest entropy, ties included."""
+    """1 for the `top_entropy_quantile` share of the tokens with the highest entropy, ties included, else 0.
+
+    NaN for all where an entropy is not a number: there is no quantile then.
+    """
     if len(entropy_N) == 0:
-        return torch.zeros_like(entropy_N, dtype=torch.bool)
+        return torch.zeros_like(entropy_N)
     threshold = torch.quantile(entropy_N.detach().float(), 1 - top_entropy_quantile)
-    return entropy_N.detach() >= threshold
+    return (entropy_N.detach() >= threshold).to(entropy_N) + (threshold - threshold)
 
 
 def k3(logp_N: Tensor, ref_N: Tensor) -> Tensor:

@@ -77,11 +77,17 @@ def check_image_tokens(processor: Any, batch: Any, samples: Sequence[Sample]) ->
             )
 
 
-def special_ids(processor: Any) -> list[int]:
-    """Token ids that an answer must never hold: image, pad and all other special tokens but the stops."""
-    tokenizer = processor.tokenizer
+def special_ids(processor: Any, model: Any = None) -> list[int]:
+    """Token ids that an answer must never hold: image, pad and all other special tokens but the stops.
+
+    A model adds its image and video tokens, and stops of its own (the end of a turn, where that is not the
+    tokenizer's end token).
+    """
+    tokenizer, config = processor.tokenizer, getattr(model, "config", None)
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return sorted((added | set(tokenizer.all_special_ids)) - set(stop_ids(processor)))
+    seen = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
+    banned = added | set(tokenizer.all_special_ids) | {i for i in seen if i is not None}
+    return sorted(banned - set(stop_ids(processor, model)))
 
 
 def stop_ids(processor: Any, model: Any = None) -> list[int]:

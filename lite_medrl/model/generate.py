@@ -228,7 +228,7 @@ def draws(
     return Chance(
         sampling,
         uniforms(asked.seed, asked.step, keys, numbers, sampling.max_new_tokens).to(device),
-        torch.tensor([i for i in special_ids(processor) if i < vocabulary], device=device),
+        torch.tensor([i for i in special_ids(processor, base) if i < vocabulary], device=device),
         greedy_R if asked.greedy_first else None,
         seen_PV,
     )

@@ -42,7 +42,7 @@ def hf_generate(
         max_new_tokens=sampling.max_new_tokens,
         eos_token_id=sorted(stops.ids),
         pad_token_id=processor.tokenizer.pad_token_id,
-        suppress_tokens=special_ids(processor),
+        suppress_tokens=special_ids(processor, model),
         repetition_penalty=sampling.repetition_penalty,  # the model's own default would count otherwise
         output_logits=True,
         output_scores=True,

@@ -79,20 +79,27 @@ def rope_types(text: Any) -> set[str]:
 def packable_plan(model: Any, make: Callable[[], Plan], *, required: bool = False) -> Plan | None:
     """What `make` plans, or None if this model has to run separate rows.
 
-    Table and check are asked once a model, on the first plan; the answer is logged and remembered.
+    The table is asked once a model, the check on the first plan that branches (another cannot leak); the
+    answer is logged and remembered.
 
     Raises:
         ModelError: `required`, and the model cannot be packed.
     """
     base = base_of(model)
+    made = None
+    reason = _REASONS[base] if base in _REASONS else can_pack(base.config)
     if base not in _REASONS:
-        _REASONS[base] = can_pack(base.config) or disagreement(model, make())
-        why = _REASONS[base]
-        log.info("%s", f"separate rows: {why}" if why else "prefix trees: answers to one image share a row")
-    reason = _REASONS[base]
+        made = None if reason else make()
+        branches = made is not None and any(len(set(tree.completion_N)) > 1 for tree in made.trees)
+        if made is not None and branches:
+            reason = disagreement(model, made)
+        if reason or branches:
+            _REASONS[base] = reason
+            told = f"separate rows: {reason}" if reason else "prefix trees: answers to one image share a row"
+            log.info("%s", told)
     if reason and required:
         raise ModelError(f"packing was asked for, but is not possible: {reason}")
-    return None if reason else make()
+    return None if reason else made or make()
 
 
 def why_separate(base: Any) -> str | None:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lite_medrl.model.pack_check import packable_plan
+from lite_medrl.model.pack_check import FAMILIES, packable_plan
 from lite_medrl.model.packed import Plan, States, base_of, packed_states, plan, token_types
-from lite_medrl.model.prompt_images import Images, join_images, split_images
+from lite_medrl.model.prompt_images import Images, check_image_tokens, join_images, split_images
 from medrl_kernels import GroupedLogp, grouped_logp
 
 PrefixTreeMode = Literal["auto", "required", "off"]
@@ -54,6 +54,7 @@ def score(
     with_entropy: bool = False,
     prefix_tree: PrefixTreeMode = "auto",
     max_tree_tokens: int = MAX_TREE_TOKENS,
+    rows_per_pass: int | None = None,
 ) -> Scored:
     """Log-probs (and entropies) of every completion token.
 
@@ -64,6 +65,7 @@ def score(
         images_P: image tensors of each prompt; taken from `inputs` when left out.
         prefix_tree: "auto" packs where the model allows it, "required" raises where it does not, "off" never.
         max_tree_tokens: tokens that a row may have, and that go through the network together.
+        rows_per_pass: how many separate rows go through the network together; all, if left out.
 
     Raises:
         ValueError: image tokens that do not match the images, a completion that does not fit
@@ -90,7 +92,8 @@ def score(
         states = packed_states(model, made.trees, made.images, tokens_per_pass=max_tree_tokens)
         tokens = made.tokens
     else:
-        states = separate_rows(model, inputs, images_P, completions_B, owner_B)
+        check_counts(config, inputs, images_P)
+        states = separate_rows(model, inputs, images_P, completions_B, owner_B, rows_per_pass)
         tokens = separate_tokens(inputs, completions_B, owner_B)
     found = head_logp(model, states, temperature=temperature, with_entropy=with_entropy)
     return Scored(*found, tokens, separate_tokens(inputs, completions_B, owner_B))
@@ -122,14 +125,41 @@ def separate_tokens(
     return sum(length_P[p] + len(c) for p, c in zip(owner_B, completions_B, strict=True))
 
 
+def check_counts(config: Any, inputs: Mapping[str, Tensor], images_P: Sequence[Images]) -> None:
+    """ValueError naming a prompt whose image tokens do not match its images, for the families we know."""
+    if config.model_type in FAMILIES:
+        rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
+        check_image_tokens(config, [ids[keep].tolist() for ids, keep in rows], images_P)
+
+
 def separate_rows(
     model: Any,
     inputs: Mapping[str, Tensor],
     images_P: Sequence[Images],
     completions_B: Sequence[Sequence[int]],
     owner_B: Sequence[int],
+    rows_per_pass: int | None = None,
 ) -> States:
-    """Each completion as its own row behind a copy of its prompt, padded to the longest."""
+    """Each completion as its own row behind a copy of its prompt, padded to the longest of its pass."""
+    size = rows_per_pass or len(owner_B)
+    parts = [
+        one_pass(model, inputs, images_P, completions_B[i : i + size], owner_B[i : i + size])
+        for i in range(0, len(owner_B), size)
+    ]
+    hidden_ND = torch.cat([part.hidden_SD for part in parts])
+    completion_N = torch.cat([part.completion_N + i * size for i, part in enumerate(parts)])
+    source_N = torch.arange(len(hidden_ND), device=hidden_ND.device)
+    return States(hidden_ND, source_N, torch.cat([part.target_N for part in parts]), completion_N)
+
+
+def one_pass(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    images_P: Sequence[Images],
+    completions_B: Sequence[Sequence[int]],
+    owner_B: Sequence[int],
+) -> States:
+    """These rows side by side."""
     base = base_of(model)
     owner = torch.tensor(list(owner_B), device=inputs["input_ids"].device)
     ids_B = [torch.tensor(list(c), device=owner.device) for c in completions_B]

@@ -76,7 +76,9 @@ def entries(
     key: str, value: Any, row: int, images_B: Sequence[int], tiles_B: Sequence[int] | None
 ) -> tuple[int, int]:
     """First and last of the entries of an image tensor that belong to a row."""
-    for count_B in (images_B, tiles_B, [1] * len(images_B)):
+    each = [1] * len(images_B)  # Idefics3's tiles [rows, tiles, C, H, W] and their masks lie row by row
+    by_row = isinstance(value, Tensor) and value.ndim >= 4 + (key == "pixel_values")
+    for count_B in (each,) if by_row else (images_B, tiles_B, each):
         if count_B is not None and len(value) == sum(count_B):
             first = sum(count_B[:row])
             return first, first + count_B[row]

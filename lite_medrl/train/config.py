@@ -49,7 +49,7 @@ class GRPOConfig(trl.GRPOConfig):
     prefix_tree: str = option(
         "auto",
         "Completions share their prompt, and questions their image: 'auto' where the model allows it, "
-        "'required' fails where it does not, 'off' never.",
+        "'required' fails where it does not, 'off' never in training (rollouts have their own way).",
     )
     max_tree_tokens: int = option(
         MAX_TREE_TOKENS, "Tokens of one packed row, and of packed rows that go through the model together."

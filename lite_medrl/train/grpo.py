@@ -3,9 +3,9 @@ score and loss.
 
 A drop-in: same constructor, `GRPOConfig`, reward functions and columns. TRL keeps the loop, the sampler, the
 rewards and the advantages. It differs in these places: rows are not shuffled across groups; each group's
-images are processed and kept once; groups whose completions all got the same reward are dropped before any
-forward pass (their gradient is zero) and counted, or replaced by fresh ones (`resample_rounds`); answers come
-from `model.generate`; log-probs of the policy, the old policy and the reference from `model.score`, which
+images are processed and kept once; groups whose completions all got the same reward are left out of the
+update (their gradient is zero) and counted, or replaced by fresh ones (`resample_rounds`); answers come from
+`model.generate`; log-probs of the policy, the old policy and the reference from `model.score`, which
 packs them into prefix trees; the loss from `medrl_kernels.grpo_loss`. LoRA weights stay in fp32.
 """
 
@@ -34,7 +34,14 @@ from lite_medrl.train.batches import (
     split_rows,
 )
 from lite_medrl.train.config import rollout_options, tree_options
-from lite_medrl.train.guards import refuse_ignored, refuse_processes, restore, trainable
+from lite_medrl.train.guards import (
+    drops_out,
+    refuse_ignored,
+    refuse_processes,
+    refuse_tools,
+    restore,
+    trainable,
+)
 from lite_medrl.train.image_order import ImageOrder, images_of_rows
 from lite_medrl.train.once import OncePerGroup, as_tensor
 from lite_medrl.train.parity import Guard, compute_dtype
@@ -70,12 +77,15 @@ class GRPOTrainer(TRLGRPOTrainer):
         if tree_options(self.args)["prefix_tree"] == "required":
             require_packable(self.model)
         self._resample_rounds = getattr(self.args, "resample_rounds", 0)
-        if self._resample_rounds and not hasattr(self.train_dataset, "__getitem__"):
+        refuse_tools(self.tools)
+        if self._resample_rounds and not hasattr(self.train_dataset, "__len__"):
             raise ValueError(
                 "resample_rounds: fresh prompts are drawn at random, which needs a Dataset, not a stream"
             )
         self._spare, self._round = random.Random(self.args.seed), 0
         self._parity = Guard()
+        # Answers drawn by others, or scored under dropout, are not the policy's to the last digit.
+        self._own_rollouts = not (self.use_vllm or self.rollout_func or drops_out(self.model))
 
     # --- rollout
     # ------------------------------------------------------------------------------------------------
@@ -84,7 +94,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         size = self._group_size(len(prompts))
         prompt_ids, images, fields = super()._tokenize_prompts(prompts[::size])
         if isinstance(self.processing_class, OncePerGroup):
-            self.processing_class.keep(fields)
+            self.processing_class.keep(fields, len(prompts) // size)
         images = [i for i in images for _ in range(size)] if images is not None else None
         return [ids for ids in prompt_ids for _ in range(size)], images, fields
 
@@ -164,7 +174,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         """A numbered generation batch; groups whose rewards are equal get an advantage of exactly 0."""
         with self._processing_once_per_group(len(generation_batch)):
             found = self._generate_and_score_completions(generation_batch)
-        self._parity.on = not (self.use_vllm or self.tools)
+        self._parity.on = self._own_rollouts
         batch = number_groups(found, self._group_size(len(found["prompt_ids"])))
         if self.multi_objective_aggregation != "sum_then_normalize":
             return batch  # there the advantage is relative to the batch, not to the group alone
@@ -326,13 +336,23 @@ class GRPOTrainer(TRLGRPOTrainer):
         keep_B = mask_BC.any(1)
         logps_BC, entropy_BC = torch.zeros_like(mask_BC, dtype=torch.float32), None
         if keep_B.any():
-            result = self._score(model, inputs, keep_B, with_entropy=compute_entropy)
+            result = self._score(
+                model, inputs, keep_B, with_entropy=compute_entropy, rows_per_pass=batch_size
+            )
             logps_BC = logps_BC.masked_scatter(mask_BC, result.logp_N)
             if result.entropy_N is not None:
                 entropy_BC = torch.zeros_like(logps_BC).masked_scatter(mask_BC, result.entropy_N)
         return logps_BC, entropy_BC, None
 
-    def _score(self, model: Any, inputs: Batch, keep_B: torch.Tensor, *, with_entropy: bool) -> Scored:
+    def _score(
+        self,
+        model: Any,
+        inputs: Batch,
+        keep_B: torch.Tensor,
+        *,
+        with_entropy: bool,
+        rows_per_pass: int | None = None,
+    ) -> Scored:
         """Log-probs of the kept rows' completion tokens, in the precision that the model trains in."""
         check_left_padded(inputs["prompt_mask"])
         prompts, completions, owner, images = grouped_rows(inputs, keep_B)
@@ -345,6 +365,7 @@ class GRPOTrainer(TRLGRPOTrainer):
                 images_P=images,
                 temperature=self.temperature,
                 with_entropy=with_entropy,
+                rows_per_pass=rows_per_pass,
                 **tree_options(self.args),
             )
 

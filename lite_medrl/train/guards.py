@@ -36,6 +36,17 @@ def refuse_processes(num_processes: int) -> None:
         )
 
 
+def refuse_tools(tools: Any) -> None:
+    """NotImplementedError for completions that hold the results of tools."""
+    if tools:
+        raise NotImplementedError("tools: completions with tool results are not supported; use TRL's trainer")
+
+
+def drops_out(model: nn.Module) -> bool:
+    """Whether a layer drops values out while training, so that two passes over one text differ."""
+    return any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+
+
 def trainable(model: Any) -> dict[str, torch.Tensor]:
     """The values of the trainable parameters, for `restore`; none for a model that is still a name."""
     named = model.named_parameters() if isinstance(model, nn.Module) else ()

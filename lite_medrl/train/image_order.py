@@ -18,13 +18,23 @@ COLUMNS = ("images", "image")
 
 
 class ImageOrder(Sampler[int]):
-    """Draws what `places` draws, from rows put in the order of their images anew for every epoch."""
+    """Draws what `places` draws, from rows put in the order of their images anew for every epoch.
+
+    The order depends on seed and epoch alone, so that a run that is resumed in a later epoch goes on alike.
+    """
 
     def __init__(self, places: Any, image_I: Sequence[Hashable], seed: int) -> None:
-        self.places, self.image_I, self.random = places, image_I, random.Random(seed)
+        self.places, self.image_I, self.seed, self.epoch = places, image_I, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """What transformers' Trainer calls before each epoch."""
+        self.epoch = epoch
+        if hasattr(self.places, "set_epoch"):
+            self.places.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
-        order = by_image(self.image_I, self.random)
+        order = by_image(self.image_I, random.Random(f"{self.seed} {self.epoch}"))
+        self.epoch += 1
         return (order[place] for place in self.places)
 
     def __len__(self) -> int:

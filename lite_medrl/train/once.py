@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from lite_medrl.train.batches import IMAGE_KEYS
+from lite_medrl.train.batches import IMAGE_KEYS, UNKNOWN_KEYS
+
+PER_ROW = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 # Counted by tiles, of which nobody says here how many a prompt has.
 TILED = ("spatial_shapes", "num_patches")
@@ -30,10 +32,15 @@ class OncePerGroup:
     def __init__(self, processor: Any, size: int) -> None:
         self._processor, self._size = processor, size
         self._kept: dict[str, Tensor] = {}
+        self._rows = 0
 
-    def keep(self, fields: Mapping[str, Any]) -> None:
-        """What the processor made of one row of every group; the next call takes the images from there."""
-        self._kept = {key: as_tensor(fields[key]) for key in IMAGE_KEYS if fields.get(key) is not None}
+    def keep(self, fields: Mapping[str, Any], rows: int) -> None:
+        """What the processor made of one row of each of `rows` groups; the next call takes its images from
+        there. Fields that are not known here are left to the processor.
+        """
+        if not any(fields.get(key) is not None for key in UNKNOWN_KEYS):
+            self._kept = {key: as_tensor(fields[key]) for key in IMAGE_KEYS if fields.get(key) is not None}
+            self._rows = rows
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._processor, name)
@@ -44,7 +51,7 @@ class OncePerGroup:
         if args or images is None or len(images) != len(text) or len(text) % size or not alike(text, size):
             return self._processor(*args, images=images, text=text, **options)
         found: Any = BatchFeature(dict(self._kept))
-        if not self._kept:
+        if not self._kept or self._rows != len(text) // size:
             found = self._processor(images=images[::size], text=text[::size], **options)
         counts = [len(row) if row else 0 for row in images[::size]]
         repeated = {key: repeat(key, value, found, counts, size) for key, value in found.items()}
@@ -71,9 +78,11 @@ def repeat(key: str, value: Any, found: Any, counts: Sequence[int], size: int) -
         return None
     if "image_grid_thw" in found and key in ("pixel_values", "image_grid_thw"):
         return value
-    if len(value) == sum(counts) and key not in ("input_ids", "attention_mask"):
+    # Idefics3's tiles lie row by row; other images one after the other, or else nobody says whose they are.
+    by_row = key in PER_ROW or found["pixel_values"].ndim == 5
+    if by_row and len(value) == len(counts):
+        return value.repeat_interleave(size, 0)
+    if not by_row and len(value) == sum(counts):
         parts = value.split(list(counts))
         return torch.cat([part for part in parts for _ in range(size)])
-    if len(value) == len(counts):
-        return value.repeat_interleave(size, 0)
     return None
