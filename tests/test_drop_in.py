@@ -90,7 +90,7 @@ def test_the_script_runs(tmp_path: Path) -> None:
     logs = [row for row in trainer.state.log_history if "reward" in row]
     assert len(logs) == 2
     assert all(0 < row["reward"] <= 1 for row in logs)
-    assert all(row["prefix_tree/saving"] > 2 for row in logs)
+    assert all(row["prefix_tree/saving"] > 1.5 for row in logs)
     assert any(not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters() if n in before)
 
 

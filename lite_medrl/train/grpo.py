@@ -45,6 +45,7 @@ from lite_medrl.train.guards import (
 from lite_medrl.train.image_order import ImageOrder, images_of_rows
 from lite_medrl.train.once import OncePerGroup, as_tensor
 from lite_medrl.train.parity import Guard, compute_dtype
+from lite_medrl.train.streams import images_of_prompts, prompt_keys
 from medrl_kernels import grpo_loss
 
 # Options of GRPOConfig with the one value that this trainer has; another would change the loss unseen, or
@@ -123,7 +124,9 @@ class GRPOTrainer(TRLGRPOTrainer):
             self.repetition_penalty,
         )  # fmt: skip
         model = self.accelerator.unwrap_model(self.model_wrapped)
-        first = self._round * 2**20  # rounds of one step draw from streams of their own
+        shown = images_of_prompts(inputs, images[::size] if images else None, len(inputs["input_ids"]))
+        # Rounds of one step draw from streams of their own.
+        keys_P = [key + (self._round << 32) for key in prompt_keys(prompt_ids[::size], shown)]
         with self.accelerator.autocast():
             groups = generate(
                 model,
@@ -133,7 +136,7 @@ class GRPOTrainer(TRLGRPOTrainer):
                 sampling=sampling,
                 seed=self.args.seed,
                 step=self._step,
-                keys_P=range(first, first + len(inputs["input_ids"])),
+                keys_P=keys_P,
                 **rollout_options(self.args),
             )
         flat = [completion for group in groups for completion in group]
