@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import logging
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,22 @@ def test_damaged_files_are_refused_or_shown(tmp_path: Path) -> None:
         except DataError:
             refused += 1
     assert 100 < refused < 400
+
+
+def test_a_deflated_file_is_refused_before_it_is_inflated(tmp_path: Path) -> None:
+    """2 MB of zeros behind a few kB: memory stays below what inflating them would take."""
+    path = written(tmp_path / "a.dcm", np.zeros((1024, 1024), np.int16))
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+    pydicom.dcmwrite(path, data, enforce_file_format=True)
+    assert path.stat().st_size < 10_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"transfer syntax 1\.2\.840\.10008\.1\.2\.1\.99 is not read"):
+            load_image(ImageRef(str(path), "frame=1"))
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_frame_that_is_not_there(tmp_path: Path) -> None:
