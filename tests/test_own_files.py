@@ -14,7 +14,7 @@ from PIL import Image
 
 from lite_medrl.data.check import check
 from lite_medrl.data.images import load_image
-from lite_medrl.data.sources import SampleView, Tally, load_samples, with_good_images
+from lite_medrl.data.sources import SampleView, Tally, iter_samples, load_samples, with_good_images
 from lite_medrl.types import DataError, ImageRef
 
 HEAD = "id,image,question,options,answer,split\n"
@@ -70,7 +70,11 @@ CSV_FAULTS = {
         r":2: gold answer 'C' is not among the options \['a', ",
     ),
     "broken list": (['q,a.png,?,"[""a"", b]",a,train'], HEAD, r":2: options begins like a JSON list and is"),
-    "an open quote": (['q,a.png,"?,a|b,a,train', "q"], HEAD, r": cannot be read on: unexpected end of data"),
+    "an open quote": (
+        ['q,a.png,"?,a|b,a,train', "q"],
+        HEAD,
+        r":2: lines 2 to 3 are lost: cannot be read on: une",
+    ),
     "a column twice": (["q"], "id,id\n", r":1: column id stands twice; rename one"),
     "nothing": ([], "", r": the data set is empty; it needs a line of column names and rows"),
 }
@@ -86,8 +90,87 @@ def test_faults_of_a_csv_file(tmp_path: Path, fault: str) -> None:
 
 def test_a_csv_file_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes(HEAD.encode() + b"q1,a.png,caf\xe9?,a|b,a,train\n")
-    with pytest.raises(DataError, match=r"rows\.csv: cannot be read on: not UTF-8 at byte 12 of the row"):
+    with pytest.raises(DataError, match=r"rows\.csv:2: not UTF-8 at byte 12 of the row"):
         load_samples(str(tmp_path / "rows.csv"), "train")
+
+
+def skipping(source: str) -> tuple[list[str], Tally]:
+    """The ids that are left of any split, and what was left out."""
+    tally = Tally()
+    return [s.id for s in iter_samples(source, questions="all", on_error="skip", tally=tally)], tally
+
+
+def test_a_csv_file_goes_on_after_a_row_that_cannot_be_read(tmp_path: Path) -> None:
+    def good(i: int) -> bytes:
+        return f"q{i},a.png,?,a|b,a,train\n".encode()
+
+    caf, torn = b'q2,a.png,"one\ncaf\xe9",a|b,a,train\n', b'q4,a.png,"?"x,a|b,a,train\n'
+    path = tmp_path / "rows.csv"
+    path.write_bytes(HEAD.encode() + good(1) + caf + good(3) + torn + good(5) + good(6))
+    ids, tally = skipping(str(path))
+    assert ids == ["q1", "q3", "q5", "q6"]
+    assert [s.id for s in SampleView(str(path), "train", on_error="skip")] == ids
+    assert [str(fault)[len(str(path)) :] for fault in tally.faults] == [
+        ":3: not UTF-8 at byte 17 of the row; save the file as UTF-8",
+        ":6: cannot be read on: ',' expected after '\"'; repair the row",
+    ]
+    assert (tally.rows, tally.skipped) == (6, 2)
+    path.write_bytes(HEAD.encode() + good(1) + b'q2,a.png,"?,a|b,a,train\n' + good(3) + good(4))
+    ids, tally = skipping(str(path))
+    assert ids == ["q1"]
+    assert str(tally.faults[0]).startswith(f"{path}:3: lines 3 to 5 are lost: cannot be read on")
+    assert (tally.rows, tally.skipped) == (4, 3)
+
+
+def test_a_json_list_goes_on_or_stops(tmp_path: Path) -> None:
+    """After a row that is no UTF-8 it goes on; after what is no JSON nothing can be found, skip or not."""
+    turn = [{"from": "human", "value": "é?"}, {"from": "gpt", "value": "X."}]
+    rows = [json.dumps({"id": i, "image": "a.png", "conversations": turn}, ensure_ascii=False).encode()
+            for i in range(4)]  # fmt: skip
+    path = tmp_path / "talk.json"
+    path.write_bytes(b"[" + b",".join([rows[0], rows[1].replace(b"X", b"\xe9"), *rows[2:]]) + b"]")
+    ids, tally = skipping(f"llava:{path}")
+    assert ids == [f"llava-train-{i}-1" for i in (0, 2, 3)]
+    assert [s.id for s in SampleView(f"llava:{path}", "train", questions="open", on_error="skip")] == ids
+    assert str(tally.faults[0]).startswith(f"{path}:2: not UTF-8 at byte ")
+    assert (tally.rows, tally.skipped) == (4, 1)
+    path.write_bytes(b"[" + b",".join([rows[0], rows[1], b"{'id': 2}", rows[3]]) + b"]")
+    with pytest.raises(
+        DataError, match=r"talk\.json:3: not a JSON list of objects: .* all rows from here on"
+    ):
+        skipping(f"llava:{path}")
+    assert (check(f"llava:{path}").rows, check(f"llava:{path}").faults[-1].row) == (3, 3)
+
+
+def test_a_parquet_file_goes_on_after_a_group_that_cannot_be_read(tmp_path: Path) -> None:
+    rows = [ROW | {"id": f"q{i}", "question": f"What is {i}?" + "x" * 50} for i in range(9)]
+    path = tmp_path / "rows.parquet"
+    pq.write_table(
+        pa.Table.from_pylist(rows), path, row_group_size=3, compression="gzip", use_dictionary=False
+    )
+    column = pq.ParquetFile(path).metadata.row_group(1).column(2)
+    assert column.path_in_schema == "question"
+    data = bytearray(path.read_bytes())
+    end = column.data_page_offset + column.total_compressed_size
+    data[end - 20 : end] = bytes(20)
+    path.write_bytes(data)
+    ids, tally = skipping(str(path))
+    assert ids == ["q0", "q1", "q2", "q6", "q7", "q8"]
+    assert str(tally.faults[0]).startswith(f"{path}:4: cannot be read on after row 3, so 3 rows are lost (")
+    assert (tally.rows, tally.skipped) == (9, 3)
+    with pytest.raises(DataError, match=r"rows\.parquet:4: cannot be read on after row 3"):
+        load_samples(str(path), "train")
+
+
+def test_a_parquet_row_that_is_not_utf8_is_left_out_alone(tmp_path: Path) -> None:
+    rows = [ROW | {"id": f"q{i}", "question": "cafX?" if i == 1 else "?"} for i in range(4)]
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="none", write_statistics=False)
+    path.write_bytes(path.read_bytes().replace(b"cafX", b"caf\xe9"))
+    ids, tally = skipping(str(path))
+    assert ids == ["q0", "q2", "q3"]
+    assert str(tally.faults[0]).startswith(f"{path}:2: cannot be read (")
+    assert (tally.rows, tally.skipped) == (4, 1)
 
 
 def test_a_parquet_file_with_its_images_inside(tmp_path: Path) -> None:

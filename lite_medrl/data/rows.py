@@ -21,12 +21,16 @@ DICOM = (".dcm", ".dicom")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`what` came and what to do about it, in which row (None: in the file as a whole) of which file."""
+    """`what` came and what to do about it, in which row (None: in the file as a whole) of which file.
+
+    `lost` counts the rows that cannot be read for it. None: nobody can tell how many, so no reading goes on.
+    """
 
     row: int | None
     id: str | None
     what: str
     file: str = ""
+    lost: int | None = 1
 
     @property
     def place(self) -> str:

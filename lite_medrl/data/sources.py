@@ -44,6 +44,12 @@ class Entry:
     sample: Sample | None
     file: str
     split: str | None = None
+    lost: int | None = 1
+
+    @property
+    def found(self) -> list[Fault]:
+        """The faults with the place of the row."""
+        return [Fault(self.number, self.id, what, self.file, self.lost) for what in self.faults]
 
 
 @dataclass
@@ -59,7 +65,7 @@ class Tally:
     @property
     def skipped(self) -> int:
         """Rows that were left out because of a fault."""
-        return len({(fault.file, fault.row) for fault in self.faults})
+        return sum({(fault.file, fault.row): fault.lost or 1 for fault in self.faults}.values())
 
     def to_json(self) -> dict[str, Any]:
         """For results.json: the counts, and the first reasons."""
@@ -87,7 +93,7 @@ def load_samples(
         source: see the top of this file.
         kinds: keep only these question kinds.
         questions: those with options ("closed"), those without ("open"), or "all".
-        on_error: stop at the first faulty row, or skip it.
+        on_error: stop at the first faulty row, or skip it (but for a list that cannot be read on).
         tally: takes the counts of what was left out.
 
     Raises:
@@ -159,11 +165,10 @@ def chosen_entries(
     """The entries whose samples are wanted; faults stop it or are tallied."""
     for entry in entries(parts_of(source, split), source, tally):
         if not entry.sample:
-            faults = [Fault(entry.number, entry.id, what, entry.file) for what in entry.faults]
-            if on_error == "stop":
-                raise DataError(str(faults[0]))
+            if on_error == "stop" or entry.lost is None:
+                raise DataError(str(entry.found[0]))
             if None in (split, entry.split) or entry.split == split:
-                tally.faults += faults
+                tally.faults += entry.found
             continue
         sample = entry.sample
         tally.splits[sample.split] += 1
@@ -180,7 +185,7 @@ def entries(parts: Sequence[Part], source: str, tally: Tally) -> Iterator[Entry]
     seen: dict[int, tuple[str, int | None]] = {}
     for index, part in enumerate(parts):
         for entry in entries_of(part, index, source, tally):
-            tally.rows += not entry.sub
+            tally.rows += 0 if entry.sub else entry.lost or 1
             if entry.id is None:
                 yield entry
                 continue
@@ -209,7 +214,7 @@ def entries_of(part: Part, index: int, source: str, tally: Tally) -> Iterator[En
     known = frozenset(part.fields.known)
     for row in part.table.rows():
         if isinstance(row, Fault):
-            yield Entry(index, row.row, 0, 0, None, (row.what,), (), None, file)
+            yield Entry(index, row.row, 0, 0, None, (row.what,), (), None, file, lost=row.lost)
         elif part.only is None or row.number in part.only:
             tally.unknown_fields.update(strangers(row.values, known))
             yield from entries_of_row(part, index, row, source, file)
