@@ -70,6 +70,14 @@ CSV_FAULTS = {
         r":2: gold answer 'C' is not among the options \['a', ",
     ),
     "broken list": (['q,a.png,?,"[""a"", b]",a,train'], HEAD, r":2: options begins like a JSON list and is"),
+    "digits in a list": ([f"q,a.png,?,[{'9' * 5000}],a,train"], HEAD, r":2: options begins like a JSON list"),
+    "a frame of digits": (
+        [f"q,a.dcm,?,a|b,a,{'9' * 5000}"],
+        HEAD.replace("split", "frame"),
+        r':2: "frame" must be a whole number from 1',
+    ),
+    "NUL in a name": (["q,a\x00.png,?,a|b,a,train"], HEAD, r":2: the image name 'a\\x00.png' is empty"),
+    "an empty id": ([",a.png,?,a|b,a,train"], HEAD, r":2: nothing stands under \"id\", got ''"),
     "an open quote": (
         ['q,a.png,"?,a|b,a,train', "q"],
         HEAD,
@@ -160,6 +168,38 @@ def test_a_parquet_file_goes_on_after_a_group_that_cannot_be_read(tmp_path: Path
     assert (tally.rows, tally.skipped) == (9, 3)
     with pytest.raises(DataError, match=r"rows\.parquet:4: cannot be read on after row 3"):
         load_samples(str(path), "train")
+
+
+def test_a_number_of_5000_digits_in_a_json_list(tmp_path: Path) -> None:
+    turn = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "X."}]
+    rows = [json.dumps({"id": i, "image": "a.png", "conversations": turn}) for i in range(3)]
+    rows[1] = rows[1].replace('"id": 1', f'"id": {"9" * 5000}')
+    (tmp_path / "talk.json").write_text(f"[{','.join(rows)}]")
+    ids, tally = skipping(f"llava:{tmp_path}/talk.json")
+    assert ids == ["llava-train-0-1", "llava-train-2-1"]
+    assert str(tally.faults[0]).startswith(f"{tmp_path}/talk.json:2: a whole number has thousands of digits")
+
+
+CONVERSATION_FAULTS = {
+    "image a number": ({"image": 5}, r'"image" must be a file name or a list of them, got 5'),
+    "image a dict": ({"image": {"a": 1}}, r'"image" must be a file name or a list of them, got {'),
+    "NUL in a name": ({"image": "a\x00.png"}, r"the image name 'a\\x00.png' is empty or holds"),
+    "half a character in a name": ({"image": ["\ud800"]}, r"the image name '\\ud800' is empty or holds"),
+    "a turn null": (
+        {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": None}]},
+        r"a turn must name who says which text",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", CONVERSATION_FAULTS)
+def test_faults_of_a_conversation(tmp_path: Path, fault: str) -> None:
+    changed, told = CONVERSATION_FAULTS[fault]
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "X."}]
+    row = {"id": 1, "image": "a.png", "conversations": turns} | changed
+    path = jsonl(tmp_path / "talk.jsonl", row)
+    with pytest.raises(DataError, match=rf"^{path}:1: {told}"):
+        load_samples(f"llava:{path}", "train", questions="all")
 
 
 def test_a_parquet_row_that_is_not_utf8_is_left_out_alone(tmp_path: Path) -> None:

@@ -112,8 +112,10 @@ def stored_bytes(ref: ImageRef) -> bytes:
         raise DataError(f"image {ref}: no such file; check the path in the row") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
         raise DataError(f"image {ref}: {error}; copy or download the archive again") from error
-    except OSError as error:
-        why = error.strerror or type(error).__name__
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        if isinstance(error, DataError):
+            raise
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(
             f"image {ref}: cannot be opened ({why}); check the path and its permissions"
         ) from error

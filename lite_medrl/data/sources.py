@@ -249,7 +249,7 @@ def entries_of_row(part: Part, index: int, row: Row, source: str, file: str) -> 
     for sub, values in enumerate(found):
         nameless, others = image_faults(values), faults_of(values)
         refs = () if nameless else tuple(refs_of(values, part.table.path.parent))
-        name = str(values["id"]) if "id" in values else None
+        name = None if values.get("id") is None else str(values["id"])
         faults = (*nameless, *others)
         sample = None if faults else sample_of(values | {"images": refs})
         split = str(values.get("split") or part.split)

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lite_medrl.data.rows import name_fault
 from lite_medrl.types import LETTERS, DataError, ImageRef
 
 Values = dict[str, Any]
@@ -42,6 +43,8 @@ class Place:
         """The image of that name, in the set's folder or archive."""
         if not (isinstance(name, str) and name):
             raise DataError(f"the name of an image must be a text, got {name!r}")
+        if told := name_fault(name):
+            raise DataError(told)
         return self.images.ref(name) if self.images else ImageRef(name)
 
 
@@ -95,7 +98,7 @@ def options_of(value: Any) -> list[str]:
             raise DataError(f"options must be lettered A, B, C... without a gap, got {letters}")
         return [str(filled[letter]).strip() for letter in letters]
     if isinstance(value, list | tuple):
-        return [str(option).strip() for option in value]
+        return ["" if option is None else str(option).strip() for option in value]
     raise DataError(f"options must be a list, or a dict by letters, got {value!r}")
 
 
