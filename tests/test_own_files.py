@@ -14,7 +14,14 @@ from PIL import Image
 
 from lite_medrl.data.check import check
 from lite_medrl.data.images import load_image
-from lite_medrl.data.sources import SampleView, Tally, iter_samples, load_samples, with_good_images
+from lite_medrl.data.sources import (
+    SampleView,
+    Tally,
+    check_images,
+    iter_samples,
+    load_samples,
+    with_good_images,
+)
 from lite_medrl.types import DataError, ImageRef
 
 HEAD = "id,image,question,options,answer,split\n"
@@ -284,8 +291,8 @@ def test_skipped_rows_and_images_are_counted(tmp_path: Path) -> None:
     found = tally.to_json()
     assert (found["rows"], found["skipped"], found["unknown_fields"]) == (5, 3, ["extra"])
     assert found["faults"][0].startswith(f"{path}:2: gold answer 'c' is not among the options")
-    assert found["faults"][2].startswith(f"sample q3: image {tmp_path}/bad.png: cannot be read")
-    assert found["faults"][3].startswith(f"sample q4: image {tmp_path}/bad.png: cannot be read")
+    assert found["faults"][2].startswith(f"{path}:3: sample q3: image {tmp_path}/bad.png: cannot be read")
+    assert found["faults"][3].startswith(f"{path}:4: sample q4: image {tmp_path}/bad.png: cannot be read")
     checked = check(str(path))
     assert [s.id for s in checked.samples] == ["q1", "q5"]
     assert (checked.rows, len(checked.faults), checked.unknown_fields) == (5, 3, ("extra",))
@@ -293,6 +300,18 @@ def test_skipped_rows_and_images_are_counted(tmp_path: Path) -> None:
         DataError, match=r"no sample in split 'train'; the file has no rows; 1 of 1 rows skipped"
     ):
         load_samples(str(jsonl(tmp_path / "b.jsonl", ROW | {"answer": "x"})), "train", on_error="skip")
+
+
+def test_a_split_of_broken_images_is_no_split(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    path = jsonl(tmp_path / "rows.jsonl", ROW, ROW | {"id": "q2"})
+    samples = load_samples(str(path), "train")
+    with pytest.raises(
+        DataError, match=rf"left in split 'train': .* each of the 2 .*; the first: {path}:1: sample q1: image"
+    ):
+        with_good_images(samples, Tally())
+    with pytest.raises(DataError, match=rf"^{path}:1: sample q1: image .*a\.png: cannot be read"):
+        check_images(SampleView(str(path), "train"))
 
 
 def test_open_questions_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -216,5 +216,7 @@ def test_images_are_checked_once_each_and_named_by_sample(
     monkeypatch.setattr(sources, "load_image", lambda ref: opened.append(Path(ref.path).name) or real(ref))
     check_images(samples[:2])
     assert opened == ["a.png"]
-    with pytest.raises(DataError, match=r"^sample q2: image .*b\.png: the file is empty \(0 bytes\)"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:3: sample q2: image .*b\.png: the file is empty \(0 bytes\)"
+    ):
         check_images(samples)

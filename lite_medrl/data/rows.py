@@ -41,6 +41,12 @@ class Fault:
         return f"{self.place}: {self.what}" if self.place else self.what
 
 
+def rows_lost(faults: Iterable[Fault]) -> int:
+    """How many rows cannot be used for these faults; one with several is one."""
+    rows = {(f.file, f.row if f.row is not None else f.id): f.lost or 1 for f in faults}
+    return sum(rows.values())
+
+
 def image_names(row: dict[str, Any]) -> Any:
     """What stands under "images" or "image", a single one as a list."""
     names = row.get("images", row.get("image"))
@@ -167,7 +173,7 @@ def gold(row: dict[str, Any], options: Sequence[str]) -> str:
     return options[LETTERS.index(answer)] if is_letter else answer
 
 
-def sample_of(row: dict[str, Any]) -> Sample:
+def sample_of(row: dict[str, Any], place: tuple[str, int | None] = ("", None)) -> Sample:
     """A Sample from a row that already has its ImageRefs; DataError, without its place, for a fault."""
     if faults := faults_of(row):
         raise DataError(faults[0])
@@ -182,6 +188,7 @@ def sample_of(row: dict[str, Any]) -> Sample:
         split=str(row.get("split") or "train"),
         reasoning=row.get("reasoning"),
         subject=None if row.get("subject") is None else str(row["subject"]),
+        place=place,
         **text,
     )
 
