@@ -106,8 +106,12 @@ def ref_of(name: str | ImageRef, row: dict[str, Any], folder: Path) -> ImageRef:
         return name
     window = row.get("window")
     shown = f"&window={window[0]:g},{window[1]:g}" if window else ""
-    is_dicom = Path(name).suffix.lower() in DICOM
-    return ImageRef(str(folder / name), f"frame={row.get('frame') or 1}{shown}" if is_dicom else None)
+    return ImageRef(str(folder / name), f"frame={row.get('frame') or 1}{shown}" if is_dicom(name) else None)
+
+
+def is_dicom(name: str) -> bool:
+    """Whether a file is DICOM by its name."""
+    return Path(name).suffix.lower() in DICOM
 
 
 def faults_of(row: dict[str, Any]) -> list[str]:
