@@ -258,9 +258,10 @@ def data(args: argparse.Namespace, show: Show) -> int:
         return 0
     from lite_medrl.tools import samples
 
-    report = samples.inspect(args.source) if args.what == "inspect" else samples.catalogue()
+    asked = args.what == "inspect"
+    report = samples.inspect(args.source, on_error=args.on_error) if asked else samples.catalogue()
     show(report, samples.describe(report))
-    return BAD_INPUT if report.get("faults") and args.on_error == "stop" else 0
+    return BAD_INPUT if report.get("stops") else 0
 
 
 def handle_data(args: argparse.Namespace, show: Show) -> None:

@@ -6,7 +6,7 @@ every station may raise them and only the command line catches them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Split = Literal["train", "validation", "test"]
@@ -60,6 +60,8 @@ class Sample:
     split: str = "train"
     reasoning: str | None = None
     subject: str | None = None
+    place: tuple[str, int | None] = field(default=("", None), compare=False, repr=False)
+    """The file and the row that it was read from, for messages."""
 
     @property
     def letter(self) -> str:

@@ -48,6 +48,39 @@ def test_a_name_that_leads_out_stops_everything(tmp_path: Path, name: str) -> No
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
 
 
+@pytest.mark.parametrize("rest", ["/{}/evil.txt", "/../evil.txt", "../evil.txt", "C:/evil.txt"])
+def test_the_name_that_is_written_is_checked(tmp_path: Path, rest: str) -> None:
+    name = "imgs/" + rest.format(tmp_path)
+    path = archive(tmp_path / "a.zip", ("imgs/good.txt", b"1"), (name, b"2"))
+    with pytest.raises(DataError, match=r"a\.zip:imgs/.*evil\.txt: the name leads out of the folder"):
+        unpack(path, tmp_path / "deep" / "out", strip="imgs/")
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
+
+
+def test_a_link_in_the_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "door").symlink_to(tmp_path)
+    with pytest.raises(DataError, match=r"a\.zip:door/evil: the name leads out of the folder"):
+        unpack(archive(tmp_path / "a.zip", ("door/evil", b"1")), tmp_path / "out")
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a"), ("a", "a/b/c"), ("x/a", "x/a/./b")])
+def test_a_file_below_a_file(tmp_path: Path, names: tuple[str, str]) -> None:
+    path = archive(tmp_path / "a.zip", *((name, b"1") for name in names))
+    with pytest.raises(DataError, match=r"a\.zip:.*: lies below a file of the same archive; do not use"):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"a\.zip:a/b: .*out/a is a file; move it away"):
+        unpack(archive(tmp_path / "a.zip", ("a/b", b"1")), tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_bytes() == b"mine"
+
+
 def test_a_link_is_refused(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("link")
     link.external_attr = 0o120777 << 16

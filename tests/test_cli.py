@@ -348,6 +348,36 @@ def test_data_inspect_tells_all_faults(tmp_path: Path, capfd: pytest.CaptureFixt
     assert (found["rows"], found["questions"]) == (8, 2)
 
 
+def test_data_inspect_says_what_a_run_does_about_faults(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = rows(tmp_path)
+    good = path.read_text()
+    words = ["data", "inspect", str(path)]
+    path.write_text(good + "[]\n[]\n")
+    assert main(words) == 2
+    assert "; a run stops at the first that it meets:" in capfd.readouterr().out
+    assert main([*words, "--on-error", "skip"]) == 0
+    told = capfd.readouterr().out
+    assert "2 faults in 5 rows; a run with data.on_error=skip goes on without 2 rows:" in told
+    assert "stops" not in told
+    path.write_text("[]\n")
+    assert main([*words, "--on-error", "skip"]) == 2
+    assert "1 fault in 1 rows; nothing is left that a run could use, although" in capfd.readouterr().out
+
+
+def test_data_inspect_of_a_list_that_breaks_off(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows(tmp_path)
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "X."}]
+    image = next(tmp_path.glob("*.png")).name
+    row = json.dumps({"id": 1, "image": image, "conversations": turns})
+    path = tmp_path / "talk.json"
+    path.write_text(f"[{row}, {{'id': 2}}]")
+    assert main(["data", "inspect", f"llava:{path}", "--on-error", "skip"]) == 2
+    told = capfd.readouterr().out
+    assert "1 fault in 2 rows; a run stops, although it skips what it can (data.on_error=skip):" in told
+
+
 def test_data_inspect_prints_twenty_faults_and_counts_the_rest(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

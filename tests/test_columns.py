@@ -63,6 +63,36 @@ def test_images_are_those_of_evaluation(tmp_path: Path) -> None:
     assert found[2].size == (6, 8)
 
 
+def test_files_that_need_care_are_those_of_evaluation(tmp_path: Path) -> None:
+    """16 bits, transparency in every guise, print colours, on their side: pixel for pixel."""
+    draw = np.random.default_rng(0)
+    colours = Image.fromarray(draw.integers(0, 256, (6, 8, 4), dtype=np.uint8), "RGBA")
+    deep = Image.fromarray(draw.integers(300, 4000, (6, 8), dtype=np.uint16))
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    deep.save(tmp_path / "deep.png")
+    deep.save(tmp_path / "deep.tif", exif=exif)
+    colours.save(tmp_path / "clear.png", exif=exif)
+    colours.save(tmp_path / "clear.webp", lossless=True)
+    colours.convert("LA").save(tmp_path / "grey-clear.png")
+    colours.convert("P").save(tmp_path / "palette-clear.png", transparency=3)
+    colours.convert("RGB").save(
+        tmp_path / "one-clear.png", transparency=colours.convert("RGB").getpixel((0, 0))
+    )
+    colours.convert("CMYK").save(tmp_path / "print.jpg", exif=exif)
+    colours.convert("CMYK").save(tmp_path / "print.tif")
+    colours.convert("RGB").save(tmp_path / "side.png", exif=exif)
+    colours.convert("RGB").save(tmp_path / "side.webp", lossless=True, exif=exif)
+    colours.convert("L").save(tmp_path / "side.tif", exif=exif)
+    refs = [ImageRef(str(path)) for path in sorted(tmp_path.iterdir())]
+    sample = replace(tiny.samples()[0], images=tuple(refs))
+    found = to_dataset([sample], with_completion=False)[0]["images"]
+    for image, ref in zip(found, refs, strict=True):
+        assert np.array_equal(np.asarray(image), np.asarray(load_image(ref))), ref
+    by_path = [Path(ref.path).name for ref in refs if encoded(ref)["path"]]
+    assert by_path == ["print.jpg", "print.tif", "side.png", "side.webp"]
+
+
 def test_files_travel_as_paths_and_members_as_bytes(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "pack.zip", "w") as pack:
         pack.writestr("a", b"bytes")

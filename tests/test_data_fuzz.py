@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,27 @@ from lite_medrl.data.sources import Tally, iter_samples
 from lite_medrl.types import DataError, ImageRef
 
 DEEP = ("{" * 3000, "[" * 9000)
-SHAPES = ('{"id": 1, "image": "a.png"}', "[", '[{"a": 1},', "id,image\n", '"', "\ufeff", "PAR1", *DEEP)
+DIGITS = "9" * 5000  # Python turns no more than 4,300 into a number
+NAMES = ("a\x00.png", "\ud800.png", "a.dcm")  # no file has one of the first two
+ROW = '{"id": %s, "image": %s, "question": "?", "options": [], "answer": "", "conversations": ' + (
+    '[{"from": "human", "value": "?"}, {"from": "gpt", "value": "Yes"}]}'
+)
+ROWS = [
+    ROW % pair for pair in ((DIGITS, '"a"'), (1, DIGITS), (1, 5), (1, json.dumps("a\0")), (1, '"\\ud800"'))
+]
+SHAPES = (
+    *ROWS,
+    f"[{ROWS[0]},",
+    f"1,{DIGITS},[{DIGITS}]\n",
+    '{"id": 1, "image": "a.png"}',
+    "[",
+    '[{"a": 1},',
+    "id,image\n",
+    '"',
+    "\ufeff",
+    "PAR1",
+    *DEEP,
+)
 BYTES = st.one_of(
     st.binary(max_size=200),
     st.lists(st.sampled_from([shape.encode() for shape in SHAPES] + [b"\xff", b"\n", b"\x00", b","])).map(
@@ -87,7 +108,8 @@ def test_damaged_parquet_and_npz_files(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=4) | st.just("A"),
+    st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=4)
+    | st.sampled_from(["A", DIGITS, f"[{DIGITS}]", *NAMES]),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from("ABCDx"), inner, max_size=4),
     max_leaves=8,
 )  # fmt: skip
@@ -106,8 +128,11 @@ def test_any_values_in_any_row(name: str, data: st.DataObject) -> None:
     )
 
 
+CELLS = st.text(max_size=8) | st.sampled_from([DIGITS, f"[{DIGITS}]", *NAMES])
+
+
 @settings(max_examples=150)
-@given(row=st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, st.text(max_size=8))))
+@given(row=st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, CELLS)))
 def test_any_cells_of_a_csv_row(row: dict[str, str]) -> None:
     tells(OWN_CELLS, row, "own")
 
@@ -121,6 +146,10 @@ def tells(fields: FieldMap, row: dict[str, Any], name: str) -> None:
     for values in found:
         if not (image_faults(values) or faults_of(values)):
             sample = sample_of(values | {"images": refs_of(values, Path())})
+            json.dumps(asdict(sample), ensure_ascii=False).encode()
+            for ref in sample.images:
+                with pytest.raises(DataError):
+                    load_image(ref)
             assert sample.answer in sample.options or not sample.options
 
 

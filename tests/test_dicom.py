@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import json
 import logging
 import random
+import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import pytest
 
 from lite_medrl.data import dicom
 from lite_medrl.data.images import load_image, read_bytes
-from lite_medrl.data.sources import load_samples
+from lite_medrl.data.sets.fields import Pictures
+from lite_medrl.data.sources import check_images, load_samples
 from lite_medrl.types import DataError, ImageRef
 
 pydicom = pytest.importorskip("pydicom")
@@ -131,6 +135,28 @@ def test_a_row_names_frame_and_window(tmp_path: Path) -> None:
             load_samples(str(tmp_path / "rows.jsonl"), "train", questions="open")
 
 
+def test_named_sources_show_the_first_frame(tmp_path: Path) -> None:
+    """In LLaVA's conversations, and in a set's folder; in an archive it is a fault that says what to do."""
+    written(tmp_path / "ct.dcm", np.stack([GREY, GREY[::-1]]))
+    turns = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "X."}]
+    row = {"id": 1, "image": "ct.dcm", "conversations": turns}
+    (tmp_path / "talk.jsonl").write_text(json.dumps(row))
+    (sample,) = load_samples(f"llava:{tmp_path}/talk.jsonl", "train", questions="open")
+    assert sample.images == (ImageRef(str(tmp_path / "ct.dcm"), "frame=1"),)
+    check_images([sample])
+    assert (
+        np.abs(np.asarray(load_image(sample.images[0]))[..., 0] - GREY.astype(float) * 255 / 1100).max()
+        <= 0.51
+    )
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as pack:
+        pack.write(tmp_path / "ct.dcm", "images/ct.dcm")
+    pictures = Pictures(tmp_path / "images", (tmp_path / "images.zip",))
+    with pytest.raises(
+        DataError, match=r"images\.zip: DICOM is not read from archives; unpack it to .*images$"
+    ):
+        pictures.ref("ct.dcm")
+
+
 def test_only_pixels_leave(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = written(tmp_path / "a.dcm", GREY, BurnedInAnnotation="YES")
     dicom._warned.clear()
@@ -202,6 +228,22 @@ def test_damaged_files_are_refused_or_shown(tmp_path: Path) -> None:
         except DataError:
             refused += 1
     assert 100 < refused < 400
+
+
+def test_a_deflated_file_is_refused_before_it_is_inflated(tmp_path: Path) -> None:
+    """2 MB of zeros behind a few kB: memory stays below what inflating them would take."""
+    path = written(tmp_path / "a.dcm", np.zeros((1024, 1024), np.int16))
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+    pydicom.dcmwrite(path, data, enforce_file_format=True)
+    assert path.stat().st_size < 10_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"transfer syntax 1\.2\.840\.10008\.1\.2\.1\.99 is not read"):
+            load_image(ImageRef(str(path), "frame=1"))
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_frame_that_is_not_there(tmp_path: Path) -> None:

@@ -152,6 +152,12 @@ def test_a_member_of_a_zip_pack(tmp_path: Path) -> None:
         load_image(ImageRef(str(tmp_path / "broken.zip"), "b.png"))
 
 
+@pytest.mark.parametrize("name", ["a\x00.png", "\ud800.png"])
+def test_a_name_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"^image .*: cannot be opened \(.*\); check the path"):
+        load_image(ImageRef(str(tmp_path / name)))
+
+
 def test_missing_and_folder(tmp_path: Path) -> None:
     for name in ("nothing.png", "."):
         with pytest.raises(DataError, match=r"^image .*: no such file; check the path in the row$"):

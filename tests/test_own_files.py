@@ -14,7 +14,14 @@ from PIL import Image
 
 from lite_medrl.data.check import check
 from lite_medrl.data.images import load_image
-from lite_medrl.data.sources import SampleView, Tally, load_samples, with_good_images
+from lite_medrl.data.sources import (
+    SampleView,
+    Tally,
+    check_images,
+    iter_samples,
+    load_samples,
+    with_good_images,
+)
 from lite_medrl.types import DataError, ImageRef
 
 HEAD = "id,image,question,options,answer,split\n"
@@ -70,7 +77,19 @@ CSV_FAULTS = {
         r":2: gold answer 'C' is not among the options \['a', ",
     ),
     "broken list": (['q,a.png,?,"[""a"", b]",a,train'], HEAD, r":2: options begins like a JSON list and is"),
-    "an open quote": (['q,a.png,"?,a|b,a,train', "q"], HEAD, r": cannot be read on: unexpected end of data"),
+    "digits in a list": ([f"q,a.png,?,[{'9' * 5000}],a,train"], HEAD, r":2: options begins like a JSON list"),
+    "a frame of digits": (
+        [f"q,a.dcm,?,a|b,a,{'9' * 5000}"],
+        HEAD.replace("split", "frame"),
+        r':2: "frame" must be a whole number from 1',
+    ),
+    "NUL in a name": (["q,a\x00.png,?,a|b,a,train"], HEAD, r":2: the image name 'a\\x00.png' is empty"),
+    "an empty id": ([",a.png,?,a|b,a,train"], HEAD, r":2: nothing stands under \"id\", got ''"),
+    "an open quote": (
+        ['q,a.png,"?,a|b,a,train', "q"],
+        HEAD,
+        r":2: lines 2 to 3 are lost: cannot be read on: une",
+    ),
     "a column twice": (["q"], "id,id\n", r":1: column id stands twice; rename one"),
     "nothing": ([], "", r": the data set is empty; it needs a line of column names and rows"),
 }
@@ -86,8 +105,119 @@ def test_faults_of_a_csv_file(tmp_path: Path, fault: str) -> None:
 
 def test_a_csv_file_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes(HEAD.encode() + b"q1,a.png,caf\xe9?,a|b,a,train\n")
-    with pytest.raises(DataError, match=r"rows\.csv: cannot be read on: not UTF-8 at byte 12 of the row"):
+    with pytest.raises(DataError, match=r"rows\.csv:2: not UTF-8 at byte 12 of the row"):
         load_samples(str(tmp_path / "rows.csv"), "train")
+
+
+def skipping(source: str) -> tuple[list[str], Tally]:
+    """The ids that are left of any split, and what was left out."""
+    tally = Tally()
+    return [s.id for s in iter_samples(source, questions="all", on_error="skip", tally=tally)], tally
+
+
+def test_a_csv_file_goes_on_after_a_row_that_cannot_be_read(tmp_path: Path) -> None:
+    def good(i: int) -> bytes:
+        return f"q{i},a.png,?,a|b,a,train\n".encode()
+
+    caf, torn = b'q2,a.png,"one\ncaf\xe9",a|b,a,train\n', b'q4,a.png,"?"x,a|b,a,train\n'
+    path = tmp_path / "rows.csv"
+    path.write_bytes(HEAD.encode() + good(1) + caf + good(3) + torn + good(5) + good(6))
+    ids, tally = skipping(str(path))
+    assert ids == ["q1", "q3", "q5", "q6"]
+    assert [s.id for s in SampleView(str(path), "train", on_error="skip")] == ids
+    assert [str(fault)[len(str(path)) :] for fault in tally.faults] == [
+        ":3: not UTF-8 at byte 17 of the row; save the file as UTF-8",
+        ":6: cannot be read on: ',' expected after '\"'; repair the row",
+    ]
+    assert (tally.rows, tally.skipped) == (6, 2)
+    path.write_bytes(HEAD.encode() + good(1) + b'q2,a.png,"?,a|b,a,train\n' + good(3) + good(4))
+    ids, tally = skipping(str(path))
+    assert ids == ["q1"]
+    assert str(tally.faults[0]).startswith(f"{path}:3: lines 3 to 5 are lost: cannot be read on")
+    assert (tally.rows, tally.skipped) == (4, 3)
+
+
+def test_a_json_list_goes_on_or_stops(tmp_path: Path) -> None:
+    """After a row that is no UTF-8 it goes on; after what is no JSON nothing can be found, skip or not."""
+    turn = [{"from": "human", "value": "é?"}, {"from": "gpt", "value": "X."}]
+    rows = [json.dumps({"id": i, "image": "a.png", "conversations": turn}, ensure_ascii=False).encode()
+            for i in range(4)]  # fmt: skip
+    path = tmp_path / "talk.json"
+    path.write_bytes(b"[" + b",".join([rows[0], rows[1].replace(b"X", b"\xe9"), *rows[2:]]) + b"]")
+    ids, tally = skipping(f"llava:{path}")
+    assert ids == [f"llava-train-{i}-1" for i in (0, 2, 3)]
+    assert [s.id for s in SampleView(f"llava:{path}", "train", questions="open", on_error="skip")] == ids
+    assert str(tally.faults[0]).startswith(f"{path}:2: not UTF-8 at byte ")
+    assert (tally.rows, tally.skipped) == (4, 1)
+    path.write_bytes(b"[" + b",".join([rows[0], rows[1], b"{'id': 2}", rows[3]]) + b"]")
+    with pytest.raises(
+        DataError, match=r"talk\.json:3: not a JSON list of objects: .* all rows from here on"
+    ):
+        skipping(f"llava:{path}")
+    assert (check(f"llava:{path}").rows, check(f"llava:{path}").faults[-1].row) == (3, 3)
+
+
+def test_a_parquet_file_goes_on_after_a_group_that_cannot_be_read(tmp_path: Path) -> None:
+    rows = [ROW | {"id": f"q{i}", "question": f"What is {i}?" + "x" * 50} for i in range(9)]
+    path = tmp_path / "rows.parquet"
+    pq.write_table(
+        pa.Table.from_pylist(rows), path, row_group_size=3, compression="gzip", use_dictionary=False
+    )
+    column = pq.ParquetFile(path).metadata.row_group(1).column(2)
+    assert column.path_in_schema == "question"
+    data = bytearray(path.read_bytes())
+    end = column.data_page_offset + column.total_compressed_size
+    data[end - 20 : end] = bytes(20)
+    path.write_bytes(data)
+    ids, tally = skipping(str(path))
+    assert ids == ["q0", "q1", "q2", "q6", "q7", "q8"]
+    assert str(tally.faults[0]).startswith(f"{path}:4: cannot be read on after row 3, so 3 rows are lost (")
+    assert (tally.rows, tally.skipped) == (9, 3)
+    with pytest.raises(DataError, match=r"rows\.parquet:4: cannot be read on after row 3"):
+        load_samples(str(path), "train")
+
+
+def test_a_number_of_5000_digits_in_a_json_list(tmp_path: Path) -> None:
+    turn = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "X."}]
+    rows = [json.dumps({"id": i, "image": "a.png", "conversations": turn}) for i in range(3)]
+    rows[1] = rows[1].replace('"id": 1', f'"id": {"9" * 5000}')
+    (tmp_path / "talk.json").write_text(f"[{','.join(rows)}]")
+    ids, tally = skipping(f"llava:{tmp_path}/talk.json")
+    assert ids == ["llava-train-0-1", "llava-train-2-1"]
+    assert str(tally.faults[0]).startswith(f"{tmp_path}/talk.json:2: a whole number has thousands of digits")
+
+
+CONVERSATION_FAULTS = {
+    "image a number": ({"image": 5}, r'"image" must be a file name or a list of them, got 5'),
+    "image a dict": ({"image": {"a": 1}}, r'"image" must be a file name or a list of them, got {'),
+    "NUL in a name": ({"image": "a\x00.png"}, r"the image name 'a\\x00.png' is empty or holds"),
+    "half a character in a name": ({"image": ["\ud800"]}, r"the image name '\\ud800' is empty or holds"),
+    "a turn null": (
+        {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": None}]},
+        r"a turn must name who says which text",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", CONVERSATION_FAULTS)
+def test_faults_of_a_conversation(tmp_path: Path, fault: str) -> None:
+    changed, told = CONVERSATION_FAULTS[fault]
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "X."}]
+    row = {"id": 1, "image": "a.png", "conversations": turns} | changed
+    path = jsonl(tmp_path / "talk.jsonl", row)
+    with pytest.raises(DataError, match=rf"^{path}:1: {told}"):
+        load_samples(f"llava:{path}", "train", questions="all")
+
+
+def test_a_parquet_row_that_is_not_utf8_is_left_out_alone(tmp_path: Path) -> None:
+    rows = [ROW | {"id": f"q{i}", "question": "cafX?" if i == 1 else "?"} for i in range(4)]
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="none", write_statistics=False)
+    path.write_bytes(path.read_bytes().replace(b"cafX", b"caf\xe9"))
+    ids, tally = skipping(str(path))
+    assert ids == ["q0", "q2", "q3"]
+    assert str(tally.faults[0]).startswith(f"{path}:2: cannot be read (")
+    assert (tally.rows, tally.skipped) == (4, 1)
 
 
 def test_a_parquet_file_with_its_images_inside(tmp_path: Path) -> None:
@@ -161,8 +291,8 @@ def test_skipped_rows_and_images_are_counted(tmp_path: Path) -> None:
     found = tally.to_json()
     assert (found["rows"], found["skipped"], found["unknown_fields"]) == (5, 3, ["extra"])
     assert found["faults"][0].startswith(f"{path}:2: gold answer 'c' is not among the options")
-    assert found["faults"][2].startswith(f"sample q3: image {tmp_path}/bad.png: cannot be read")
-    assert found["faults"][3].startswith(f"sample q4: image {tmp_path}/bad.png: cannot be read")
+    assert found["faults"][2].startswith(f"{path}:3: sample q3: image {tmp_path}/bad.png: cannot be read")
+    assert found["faults"][3].startswith(f"{path}:4: sample q4: image {tmp_path}/bad.png: cannot be read")
     checked = check(str(path))
     assert [s.id for s in checked.samples] == ["q1", "q5"]
     assert (checked.rows, len(checked.faults), checked.unknown_fields) == (5, 3, ("extra",))
@@ -170,6 +300,18 @@ def test_skipped_rows_and_images_are_counted(tmp_path: Path) -> None:
         DataError, match=r"no sample in split 'train'; the file has no rows; 1 of 1 rows skipped"
     ):
         load_samples(str(jsonl(tmp_path / "b.jsonl", ROW | {"answer": "x"})), "train", on_error="skip")
+
+
+def test_a_split_of_broken_images_is_no_split(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    path = jsonl(tmp_path / "rows.jsonl", ROW, ROW | {"id": "q2"})
+    samples = load_samples(str(path), "train")
+    with pytest.raises(
+        DataError, match=rf"left in split 'train': .* each of the 2 .*; the first: {path}:1: sample q1: image"
+    ):
+        with_good_images(samples, Tally())
+    with pytest.raises(DataError, match=rf"^{path}:1: sample q1: image .*a\.png: cannot be read"):
+        check_images(SampleView(str(path), "train"))
 
 
 def test_open_questions_are_left_out_and_counted(tmp_path: Path) -> None:

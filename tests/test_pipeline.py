@@ -542,6 +542,24 @@ def test_bad_data_is_refused_before_anything_is_written(
     assert {p.name for p in tmp_path.iterdir()} == {"recipe.yaml", "data"}
 
 
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_whose_images_are_all_broken_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], split: str
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [*tiny.rows(18, "train"), *tiny.rows(6, "validation"), *tiny.rows(6, "test")]
+    path = tiny.write_data(data, rows)
+    for row in rows:
+        row["image"] = "gone.png" if row["split"] == split else row["image"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = write(tmp_path, data={"source": str(path), "on_error": "skip"})
+    told = refused([str(recipe)], tmp_path, capfd)
+    assert f"no sample is left in split {split!r}: an image of each of the" in told
+    assert f"the first: {path}:" in told
+    assert {p.name for p in tmp_path.iterdir()} == {"recipe.yaml", "data"}
+
+
 BAD_RECIPE = {
     "unknown key": (["grpo.num_generation=4"],
     "unknown key grpo.num_generation; did you mean grpo.num_generations?"),
@@ -655,7 +673,7 @@ def test_faults_may_be_skipped_and_are_counted(tmp_path: Path, capfd: pytest.Cap
     }
     assert (left_out["train"]["other_questions"], left_out["train"]["unknown_fields"]) == (1, ["extra"])
     assert left_out["train"]["faults"][0].startswith(f"{path}:2: gold answer 'purple' is not among")
-    assert left_out["test"]["faults"][0].startswith("sample test-2: image ")
+    assert left_out["test"]["faults"][0].startswith(f"{path}:21: sample test-2: image ")
     assert [stage["n"] for stage in found["stages"]] == [6, 5]
 
 

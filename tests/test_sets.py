@@ -371,7 +371,7 @@ def test_a_long_json_list_is_read_in_pieces(tmp_path: Path) -> None:
     assert view[250].answer == "Là."
     path.write_text(path.read_text("utf-8")[:-500], "utf-8")
     with pytest.raises(
-        DataError, match=r"talk\.json: not a JSON list of objects: it cannot be read on from byte"
+        DataError, match=r"talk\.json:300: not a JSON list of objects: it cannot be read on from byte"
     ):
         load_samples(f"llava:{path}", "train", questions="all")
 

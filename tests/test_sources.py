@@ -67,7 +67,7 @@ def test_an_answer_may_be_a_letter_or_a_number(tmp_path: Path) -> None:
     assert (blood.answer, blood.letter) == ("B", "A")  # an option's text goes before a letter
 
 
-@pytest.mark.parametrize("answer", ["oblique", "D", "AB", "", "b", "Coronal", None])
+@pytest.mark.parametrize("answer", ["oblique", "D", "AB", "b", "Coronal", "None"])
 def test_a_gold_answer_that_is_no_option(tmp_path: Path, answer: Any) -> None:
     path = write(tmp_path, ROW | {"id": "q0"}, "", ROW | {"answer": answer})
     with pytest.raises(DataError) as caught:
@@ -109,6 +109,44 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "options a text": (ROW | {"options": "axial"}, r":2: options must be a list of 2 to 10 texts"),
     "eleven options": (ROW | {"options": list("abcdefghijk"), "answer": "a"}, r":2: options must be a list"),
     "an option twice": (ROW | {"options": ["x", "y", "x"], "answer": "y"}, r":2: an option stands twice"),
+    "options that read alike": (
+        ROW | {"options": ["axial", "axial ", "x"], "answer": "x"},
+        r":2: an option stands twice in \['axial', 'axial ', 'x'\]",
+    ),
+    "an option null": (
+        ROW | {"options": ["axial", None], "answer": "axial"},
+        r':2: nothing stands under "options", got None; fill it in or drop the row',
+    ),
+    "an option empty": (ROW | {"options": ["axial", ""]}, r":2: nothing stands under \"options\", got ''"),
+    "an option a list": (
+        ROW | {"options": ["axial", ["x"]]},
+        r":2: no text stands under \"options\", got \[",
+    ),
+    "answer null": (
+        ROW | {"options": ["None", "axial"], "answer": None},
+        r':2: nothing stands under "answer", got None',
+    ),
+    "answer null, open": (ROW | {"options": [], "answer": None}, r":2: an open question needs an answer"),
+    "answer an object": (ROW | {"options": [], "answer": {"a": 1}}, r':2: no text stands under "answer"'),
+    "answer empty": (ROW | {"answer": ""}, r":2: nothing stands under \"answer\", got ''"),
+    "id null": (ROW | {"id": None}, r':2: nothing stands under "id", got None'),
+    "id empty": (ROW | {"id": " "}, r':2: nothing stands under "id", got'),
+    "question null": (ROW | {"question": None}, r':2: nothing stands under "question", got None'),
+    "question no number": (ROW | {"question": float("nan")}, r':2: nothing stands under "question", got nan'),
+    "reasoning a list": (ROW | {"reasoning": ["so"]}, r":2: \"reasoning\" must be a text, got \['so'\]"),
+    "half a character": (
+        json.dumps(ROW | {"question": "\ud800?"}),
+        r':2: half a character .* stands under "question"',
+    ),
+    "half a character in a name": (
+        json.dumps(ROW | {"image": "\ud800.png"}),
+        r":2: the image name '\\ud800.png' is empty",
+    ),
+    "NUL in a name": (ROW | {"images": ["a.png", "a\x00.png"]}, r":2: the image name 'a\\x00.png' is empty"),
+    "a number of 5,000 digits": (
+        json.dumps(ROW)[:-1] + f', "frame": {"9" * 5000}}}',
+        r":2: a whole number has thousands of digits; write it as a text",
+    ),
     "same id": (ROW | {"id": "q0"}, r":2: id 'q0' stands in row 1 already; use unique ids"),
     "same id in another split": (ROW | {"id": "q0", "split": "test"}, r":2: id 'q0' stands in row 1 already"),
 }
@@ -178,5 +216,7 @@ def test_images_are_checked_once_each_and_named_by_sample(
     monkeypatch.setattr(sources, "load_image", lambda ref: opened.append(Path(ref.path).name) or real(ref))
     check_images(samples[:2])
     assert opened == ["a.png"]
-    with pytest.raises(DataError, match=r"^sample q2: image .*b\.png: the file is empty \(0 bytes\)"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:3: sample q2: image .*b\.png: the file is empty \(0 bytes\)"
+    ):
         check_images(samples)

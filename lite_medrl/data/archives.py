@@ -35,22 +35,28 @@ def unpack(archive: Path, folder: Path, *, strip: str = "", max_total_bytes: int
     try:
         with zipfile.ZipFile(archive) as file:
             members = [info for info in file.infolist() if not info.is_dir()]
-            check(members, archive, max_total_bytes)
-            for info in members:
-                write(file, info, folder / PurePosixPath(info.filename.removeprefix(strip)), archive)
+            names = [info.filename.removeprefix(strip) for info in members]
+            check(members, names, archive, max_total_bytes)
+            for info, name in zip(members, names, strict=True):
+                write(file, info, inside(folder, name, archive), archive)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{archive}: {error}; download the archive again") from error
     return len(members)
 
 
-def check(members: Sequence[zipfile.ZipInfo], archive: Path, max_total_bytes: int) -> None:
-    """DataError for anything in the archive's list that must not be unpacked."""
+def check(
+    members: Sequence[zipfile.ZipInfo], names: Sequence[str], archive: Path, max_total_bytes: int
+) -> None:
+    """DataError for anything in the archive's list that must not be unpacked; `names` are those written."""
     if len(members) > MAX_MEMBERS:
         raise DataError(f"{archive}: {len(members)} files, over {MAX_MEMBERS}; do not use it")
-    for info in members:
+    files = {PurePosixPath(name) for name in names}
+    for info, name in zip(members, names, strict=True):
         place = f"{archive}:{info.filename}"
-        if leads_out(info.filename):
+        if leads_out(info.filename) or leads_out(name):
             raise DataError(f"{place}: the name leads out of the folder; do not use this archive")
+        if not files.isdisjoint(PurePosixPath(name).parents):
+            raise DataError(f"{place}: lies below a file of the same archive; do not use this archive")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise DataError(f"{place}: is a link; do not use this archive")
         if info.file_size > SMALL_BYTES and info.file_size > MAX_RATIO * max(info.compress_size, 1):
@@ -68,9 +74,20 @@ def leads_out(name: str) -> bool:
     return path.is_absolute() or ".." in path.parts or ":" in name or "\x00" in name or not path.parts
 
 
+def inside(folder: Path, name: str, archive: Path) -> Path:
+    """Where a member is written; DataError if links in the folder lead it elsewhere."""
+    path = folder / PurePosixPath(name)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{archive}:{name}: the name leads out of the folder; do not use this archive")
+    return path
+
+
 def write(file: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, archive: Path) -> None:
     """One member, to its end and not past the size it was listed with."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise DataError(f"{archive}:{info.filename}: {error.filename} is a file; move it away") from error
     if shutil.disk_usage(path.parent).free < info.file_size + SMALL_BYTES:
         raise DataError(f"{archive}: the disk of {path.parent} is full; free space and begin again")
     left = info.file_size

@@ -33,11 +33,8 @@ def check(source: str) -> Check:
     if not found:
         return Check(0, (), (Fault(None, None, "the data set is empty; it needs at least one row"),))
     broken = broken_images(found)
-    faults = [
-        (order, Fault(entry.number, entry.id, what, entry.file))
-        for order, entry in enumerate(found)
-        for what in entry.faults
-    ] + list(broken.values())
+    in_rows = [(order, fault) for order, entry in enumerate(found) for fault in entry.found]
+    faults = in_rows + list(broken.values())
     bad = {order for order, _ in faults}
     usable = [
         entry.sample

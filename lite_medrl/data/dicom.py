@@ -92,6 +92,7 @@ def read(path: Path, ref: ImageRef) -> Any:
     try:
         import pydicom
         from pydicom.errors import InvalidDicomError
+        from pydicom.filereader import read_file_meta_info
     except ImportError as error:
         raise DataError(
             f"image {ref}: reading DICOM needs pydicom; install it with: pip install 'lite-medrl[dicom]'"
@@ -99,6 +100,7 @@ def read(path: Path, ref: ImageRef) -> Any:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise DataError(f"image {ref}: over {MAX_FILE_BYTES // 10**6} MB; export the frame that is asked")
+        check_syntax(read_file_meta_info(path), ref)  # alone and first: dcmread inflates a deflated data set
         check_header(pydicom.dcmread(path, stop_before_pixels=True), ref)
         data = pydicom.dcmread(path)
     except FileNotFoundError as error:
@@ -112,15 +114,18 @@ def read(path: Path, ref: ImageRef) -> Any:
     return data
 
 
-def check_header(data: Any, ref: ImageRef) -> None:
-    """DataError for what will not be decoded; nothing but the header has been read."""
-    meta = getattr(data, "file_meta", None)
-    syntax = str(getattr(meta, "TransferSyntaxUID", "") or "")
+def check_syntax(meta: Any, ref: ImageRef) -> None:
+    """DataError for a transfer syntax that is not on the list; only the file's meta group has been read."""
+    syntax = str(meta.get("TransferSyntaxUID") or "")
     if syntax not in SYNTAXES:
         raise DataError(
             f"image {ref}: transfer syntax {syntax or 'unknown'} is not read (only uncompressed and RLE); "
             "convert the file to Explicit VR Little Endian"
         )
+
+
+def check_header(data: Any, ref: ImageRef) -> None:
+    """DataError for what will not be decoded; nothing but the header has been read."""
     if "Rows" not in data or "Columns" not in data:
         raise DataError(
             f"image {ref}: the DICOM file has no pixels (a report or a directory?); name the image's own file"

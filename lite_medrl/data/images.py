@@ -24,6 +24,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 100_000_000
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # greyscale of over 8 bits, as whole numbers
+ORIENTATION = 0x0112  # EXIF
 UNNAMED = re.compile(r"\s*<_io\.BytesIO[^>]*>")  # what Pillow calls the file: it sees bytes only
 
 
@@ -74,11 +75,16 @@ def raw_bytes(ref: ImageRef) -> bytes:
     return stored_bytes(ref)
 
 
-def is_plain(data: bytes) -> bool:
-    """Whether a plain conversion to RGB shows the image as `load_image` does; true for what is no image."""
+def is_plain(data: bytes | Path) -> bool:
+    """Whether a plain conversion to RGB shows the image as `load_image` does; true for what is no image.
+
+    Of a path only the header is read.
+    """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return not (image.mode in DEEP or is_clear(image))
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as image:
+            # Pillow turns a TIFF upright by itself, and `datasets` does so once more.
+            turned_twice = image.format == "TIFF" and image.getexif().get(ORIENTATION, 1) != 1
+            return not (turned_twice or image.mode in DEEP or is_clear(image))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
         return True  # whoever decodes it says what is wrong
 
@@ -112,8 +118,10 @@ def stored_bytes(ref: ImageRef) -> bytes:
         raise DataError(f"image {ref}: no such file; check the path in the row") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
         raise DataError(f"image {ref}: {error}; copy or download the archive again") from error
-    except OSError as error:
-        why = error.strerror or type(error).__name__
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        if isinstance(error, DataError):
+            raise
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(
             f"image {ref}: cannot be opened ({why}); check the path and its permissions"
         ) from error

@@ -21,12 +21,16 @@ DICOM = (".dcm", ".dicom")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`what` came and what to do about it, in which row (None: in the file as a whole) of which file."""
+    """`what` came and what to do about it, in which row (None: in the file as a whole) of which file.
+
+    `lost` counts the rows that cannot be read for it. None: nobody can tell how many, so no reading goes on.
+    """
 
     row: int | None
     id: str | None
     what: str
     file: str = ""
+    lost: int | None = 1
 
     @property
     def place(self) -> str:
@@ -35,6 +39,12 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.place}: {self.what}" if self.place else self.what
+
+
+def rows_lost(faults: Iterable[Fault]) -> int:
+    """How many rows cannot be used for these faults; one with several is one."""
+    rows = {(f.file, f.row if f.row is not None else f.id): f.lost or 1 for f in faults}
+    return sum(rows.values())
 
 
 def image_names(row: dict[str, Any]) -> Any:
@@ -48,7 +58,24 @@ def image_faults(row: dict[str, Any]) -> list[str]:
     names = image_names(row)
     if not (isinstance(names, list) and names and all(isinstance(name, str | ImageRef) for name in names)):
         return [f'"images" must be a list of file names (or "image" one name), got {names!r}']
-    return view_faults(row)
+    told = [name_fault(name) for name in names if isinstance(name, str)]
+    return [*filter(None, told), *view_faults(row)]
+
+
+def name_fault(name: str) -> str | None:
+    """Why no file can have that name, if so."""
+    if name and "\x00" not in name and is_unicode(name):
+        return None
+    return f"the image name {name!r} is empty or holds a character that no file name has; repair the row"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written down: JSON may hold half a surrogate pair, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def view_faults(row: dict[str, Any]) -> list[str]:
@@ -79,8 +106,12 @@ def ref_of(name: str | ImageRef, row: dict[str, Any], folder: Path) -> ImageRef:
         return name
     window = row.get("window")
     shown = f"&window={window[0]:g},{window[1]:g}" if window else ""
-    is_dicom = Path(name).suffix.lower() in DICOM
-    return ImageRef(str(folder / name), f"frame={row.get('frame') or 1}{shown}" if is_dicom else None)
+    return ImageRef(str(folder / name), f"frame={row.get('frame') or 1}{shown}" if is_dicom(name) else None)
+
+
+def is_dicom(name: str) -> bool:
+    """Whether a file is DICOM by its name."""
+    return Path(name).suffix.lower() in DICOM
 
 
 def faults_of(row: dict[str, Any]) -> list[str]:
@@ -88,18 +119,55 @@ def faults_of(row: dict[str, Any]) -> list[str]:
     found = []
     if missing := [key for key in REQUIRED if key not in row]:
         found.append(f"missing {', '.join(missing)}; a row needs {', '.join(REQUIRED)} and images")
+    found += [told for key in ("id", "question") if key in row and (told := text_fault(key, row[key]))]
+    found += other_faults(row)
     options = row.get("options", [])
     if not (isinstance(options, list | tuple) and (not options or 2 <= len(options) <= len(LETTERS))):
         return [*found, f"options must be a list of 2 to {len(LETTERS)} texts, got {options!r}"]
+    if told := next(filter(None, (text_fault("options", option) for option in options)), None):
+        return [*found, told]
     options = [str(option) for option in options]
-    answer = gold(row, options)
-    if options and "answer" in row and answer not in options:
-        found.append(f"gold answer {answer!r} is not among the options {options}; fix the row or drop it")
-    if not options and "options" in row and not str(row.get("answer") or "").strip():
-        found.append("an open question needs an answer; fix the row or drop it")
-    if len(set(options)) != len(options):
+    found += answer_faults(row, options) if "answer" in row else []
+    if len({option.strip() for option in options}) != len(options):  # as the parser tells them apart
         found.append(f"an option stands twice in {options}; drop one")
     return found
+
+
+def answer_faults(row: dict[str, Any], options: Sequence[str]) -> list[str]:
+    """What is wrong with a row's answer."""
+    if not options and "options" in row and not str("" if row["answer"] is None else row["answer"]).strip():
+        return ["an open question needs an answer; fix the row or drop it"]
+    if told := text_fault("answer", row["answer"]):
+        return [told]
+    answer = gold(row, options)
+    if options and answer not in options:
+        return [f"gold answer {answer!r} is not among the options {options}; fix the row or drop it"]
+    return []
+
+
+def text_fault(key: str, value: Any) -> str | None:
+    """Why a value (a number is taken as a text) cannot stand under a key, if so."""
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):  # NaN: pandas' null
+        return f'nothing stands under "{key}", got {value!r}; fill it in or drop the row'
+    if isinstance(value, list | tuple | dict | bytes):
+        return f'no text stands under "{key}", got {value!r}; fix the row or drop it'
+    if not is_unicode(str(value)):
+        return (
+            f'half a character (a lone surrogate) stands under "{key}", got {value!r}; fix the row or drop it'
+        )
+    return None
+
+
+def other_faults(row: dict[str, Any]) -> list[str]:
+    """What is wrong with the keys that a row may leave out; null is as good as none."""
+    given = [key for key in ("split", "subject", *TEXTS) if row.get(key) not in (None, "")]
+    told = [text_fault(key, row[key]) for key in given]
+    reasoning = row.get("reasoning")
+    if reasoning is not None and not isinstance(reasoning, str):
+        told.append(f'"reasoning" must be a text, got {reasoning!r}; fix the row or drop it')
+    elif reasoning:
+        told.append(text_fault("reasoning", reasoning))
+    return [fault for fault in told if fault]
 
 
 def gold(row: dict[str, Any], options: Sequence[str]) -> str:
@@ -109,7 +177,7 @@ def gold(row: dict[str, Any], options: Sequence[str]) -> str:
     return options[LETTERS.index(answer)] if is_letter else answer
 
 
-def sample_of(row: dict[str, Any]) -> Sample:
+def sample_of(row: dict[str, Any], place: tuple[str, int | None] = ("", None)) -> Sample:
     """A Sample from a row that already has its ImageRefs; DataError, without its place, for a fault."""
     if faults := faults_of(row):
         raise DataError(faults[0])
@@ -123,7 +191,8 @@ def sample_of(row: dict[str, Any]) -> Sample:
         answer=gold(row, options),
         split=str(row.get("split") or "train"),
         reasoning=row.get("reasoning"),
-        subject=row.get("subject"),
+        subject=None if row.get("subject") is None else str(row["subject"]),
+        place=place,
         **text,
     )
 

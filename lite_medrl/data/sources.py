@@ -17,7 +17,7 @@ from typing import Any, Literal, overload
 
 from lite_medrl.data.images import load_image
 from lite_medrl.data.parts import parts_of
-from lite_medrl.data.rows import Fault, faults_of, image_faults, refs_of, sample_of, strangers
+from lite_medrl.data.rows import Fault, faults_of, image_faults, refs_of, rows_lost, sample_of, strangers
 from lite_medrl.data.sets import registry
 from lite_medrl.data.sets.fields import Place, Values
 from lite_medrl.data.sets.registry import Part
@@ -44,6 +44,12 @@ class Entry:
     sample: Sample | None
     file: str
     split: str | None = None
+    lost: int | None = 1
+
+    @property
+    def found(self) -> list[Fault]:
+        """The faults with the place of the row."""
+        return [Fault(self.number, self.id, what, self.file, self.lost) for what in self.faults]
 
 
 @dataclass
@@ -59,7 +65,7 @@ class Tally:
     @property
     def skipped(self) -> int:
         """Rows that were left out because of a fault."""
-        return len({(fault.file, fault.row) for fault in self.faults})
+        return rows_lost(self.faults)
 
     def to_json(self) -> dict[str, Any]:
         """For results.json: the counts, and the first reasons."""
@@ -87,7 +93,7 @@ def load_samples(
         source: see the top of this file.
         kinds: keep only these question kinds.
         questions: those with options ("closed"), those without ("open"), or "all".
-        on_error: stop at the first faulty row, or skip it.
+        on_error: stop at the first faulty row, or skip it (but for a list that cannot be read on).
         tally: takes the counts of what was left out.
 
     Raises:
@@ -159,11 +165,10 @@ def chosen_entries(
     """The entries whose samples are wanted; faults stop it or are tallied."""
     for entry in entries(parts_of(source, split), source, tally):
         if not entry.sample:
-            faults = [Fault(entry.number, entry.id, what, entry.file) for what in entry.faults]
-            if on_error == "stop":
-                raise DataError(str(faults[0]))
+            if on_error == "stop" or entry.lost is None:
+                raise DataError(str(entry.found[0]))
             if None in (split, entry.split) or entry.split == split:
-                tally.faults += faults
+                tally.faults += entry.found
             continue
         sample = entry.sample
         tally.splits[sample.split] += 1
@@ -180,7 +185,7 @@ def entries(parts: Sequence[Part], source: str, tally: Tally) -> Iterator[Entry]
     seen: dict[int, tuple[str, int | None]] = {}
     for index, part in enumerate(parts):
         for entry in entries_of(part, index, source, tally):
-            tally.rows += not entry.sub
+            tally.rows += 0 if entry.sub else entry.lost or 1
             if entry.id is None:
                 yield entry
                 continue
@@ -209,7 +214,7 @@ def entries_of(part: Part, index: int, source: str, tally: Tally) -> Iterator[En
     known = frozenset(part.fields.known)
     for row in part.table.rows():
         if isinstance(row, Fault):
-            yield Entry(index, row.row, 0, 0, None, (row.what,), (), None, file)
+            yield Entry(index, row.row, 0, 0, None, (row.what,), (), None, file, lost=row.lost)
         elif part.only is None or row.number in part.only:
             tally.unknown_fields.update(strangers(row.values, known))
             yield from entries_of_row(part, index, row, source, file)
@@ -244,9 +249,9 @@ def entries_of_row(part: Part, index: int, row: Row, source: str, file: str) -> 
     for sub, values in enumerate(found):
         nameless, others = image_faults(values), faults_of(values)
         refs = () if nameless else tuple(refs_of(values, part.table.path.parent))
-        name = str(values["id"]) if "id" in values else None
+        name = None if values.get("id") is None else str(values["id"])
         faults = (*nameless, *others)
-        sample = None if faults else sample_of(values | {"images": refs})
+        sample = None if faults else sample_of(values | {"images": refs}, (file, row.number))
         split = str(values.get("split") or part.split)
         yield Entry(index, row.number, row.at, sub, name, faults, refs, sample, file, split)
 
@@ -309,25 +314,42 @@ class SampleView(Sequence[Sample]):
         part = self.parts[self._part[index]]
         row = Row(self._number[index], self._at[index], part.table.read(self._at[index]))
         values = converted(part, row, self.source)[self._sub[index]]
-        return sample_of(values | {"images": refs_of(values, part.table.path.parent)})
+        images = refs_of(values, part.table.path.parent)
+        return sample_of(values | {"images": images}, (str(part.table.path), row.number))
 
 
 def check_images(samples: Sequence[Sample]) -> None:
-    """Opens every distinct image once; DataError names the sample whose image cannot be used."""
+    """Opens every distinct image once; DataError names the row and sample whose image cannot be used."""
     for sample, _, what in broken_images(samples):
-        raise DataError(f"sample {sample.id}: {what}")
+        raise DataError(str(image_fault(sample, what)))
 
 
 def with_good_images(samples: Sequence[Sample], tally: Tally) -> list[Sample]:
-    """The samples whose images can all be used; the others are tallied as skipped."""
+    """The samples whose images can all be used; the others are tallied as skipped.
+
+    Raises:
+        DataError: none is left.
+    """
     broken = {ref: what for _, ref, what in broken_images(samples)}
-    kept = []
+    kept, faults = [], []
     for sample in samples:
         if told := [broken[ref] for ref in sample.images if ref in broken]:
-            tally.faults.append(Fault(None, sample.id, told[0], f"sample {sample.id}"))
+            faults.append(image_fault(sample, told[0]))
         else:
             kept.append(sample)
+    if faults and not kept:
+        raise DataError(
+            f"no sample is left in split {samples[0].split!r}: an image of each of the {len(faults)} cannot "
+            f"be used; the first: {faults[0]}"
+        )
+    tally.faults += faults
     return kept
+
+
+def image_fault(sample: Sample, what: str) -> Fault:
+    """An image that cannot be used, with the row where it is known, and the sample."""
+    file, row = sample.place
+    return Fault(row, sample.id, f"sample {sample.id}: {what}", file)
 
 
 def broken_images(samples: Sequence[Sample]) -> Iterator[tuple[Sample, ImageRef, str]]:

@@ -17,8 +17,7 @@ from typing import Any, Literal, TextIO
 from lite_medrl.data.audit import seen
 from lite_medrl.data.images import load_image, png
 from lite_medrl.data.prompts import INSTRUCTION, question_text, target_text
-from lite_medrl.data.rows import Fault
-from lite_medrl.data.sources import OnError, Questions, Tally, iter_samples
+from lite_medrl.data.sources import OnError, Questions, Tally, image_fault, iter_samples
 from lite_medrl.types import DataError, ImageRef, Sample
 
 Format = Literal["jsonl", "sharegpt"]
@@ -85,9 +84,10 @@ def convert(
             try:
                 writer.write(sample)
             except DataError as error:
+                fault = image_fault(sample, str(error))
                 if on_error == "stop":
-                    raise DataError(f"sample {sample.id}: {error}") from error
-                tally.faults.append(Fault(None, sample.id, str(error), f"sample {sample.id}"))
+                    raise DataError(str(fault)) from error
+                tally.faults.append(fault)
         writer.close()
         if not writer.counts:
             raise DataError(f"{source}: nothing to convert; {tally.skipped} rows were skipped for a fault")

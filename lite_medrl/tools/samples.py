@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lite_medrl.data.check import check
-from lite_medrl.data.rows import Fault
+from lite_medrl.data.rows import Fault, rows_lost
 from lite_medrl.data.sets import registry
 from lite_medrl.data.sets.medmnist_facts import SUBSETS
-from lite_medrl.data.sources import embedded_samples
+from lite_medrl.data.sources import OnError, embedded_samples
 from lite_medrl.sections import Data
 from lite_medrl.types import Sample
 
@@ -20,13 +20,15 @@ MOST_FAULTS = 20  # printed; --json has all
 SPLIT_KEYS = ("train_split", "validation_split", "test_split")
 
 
-def inspect(source: str = "embedded") -> dict[str, Any]:
+def inspect(source: str = "embedded", *, on_error: OnError = "stop") -> dict[str, Any]:
     """Counts of the questions that can be used, the first of them, every fault, fields that nothing reads,
     and the splits that a recipe would miss.
 
+    `on_error` is what a run would do about faults; `stops` says whether one of them ends it.
     Raises DataError where the file cannot be read at all.
     """
     found = check(source)
+    unskippable = any(fault.lost is None for fault in found.faults)
     return {
         "source": source,
         "rows": found.rows,
@@ -34,7 +36,9 @@ def inspect(source: str = "embedded") -> dict[str, Any]:
         "sample": shown(found.samples[0]) if found.samples else None,
         "missing_splits": missing_splits(found.samples),
         "unknown_fields": list(found.unknown_fields),
-        "skipped": len({(fault.file, fault.row) for fault in found.faults}),
+        "skipped": rows_lost(found.faults),
+        "on_error": on_error,
+        "stops": bool(found.faults) and (on_error == "stop" or unskippable or not found.samples),
         "faults": [asdict(fault) for fault in found.faults],
     }
 
@@ -100,7 +104,8 @@ def tally(names: Iterable[str]) -> dict[str, int]:
 def shown(sample: Sample) -> dict[str, Any]:
     """A sample as plain JSON, with the letter of its gold option."""
     letter = sample.letter if sample.options else None
-    return {**asdict(sample), "images": [str(image) for image in sample.images], "letter": letter}
+    told = {name: value for name, value in asdict(sample).items() if name != "place"}
+    return {**told, "images": [str(image) for image in sample.images], "letter": letter}
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -143,10 +148,20 @@ def faults(report: dict[str, Any]) -> list[str]:
     if not found:
         return []
     source, left = report["source"], len(found) - MOST_FAULTS
-    lines = [
-        f"{len(found)} fault{'s' * (len(found) > 1)} in {rows} rows; a run stops at the first that it meets:"
-    ]
+    lines = [f"{len(found)} fault{'s' * (len(found) > 1)} in {rows} rows; {consequence(report)}:"]
     for fault in found[:MOST_FAULTS]:
         at = fault.place or source
         lines.append(f"  {at}: {fault.what}")
     return [*lines, f"  and {left} more; --json lists all"] if left > 0 else lines
+
+
+def consequence(report: dict[str, Any]) -> str:
+    """What a run does about the faults."""
+    if report["on_error"] == "stop":
+        return "a run stops at the first that it meets"
+    if not report["questions"]:
+        return "nothing is left that a run could use, although it skips them (data.on_error=skip)"
+    if report["stops"]:
+        return "a run stops, although it skips what it can (data.on_error=skip): a file cannot be read on"
+    rows = report["skipped"]
+    return f"a run with data.on_error=skip goes on without {rows} row{'s' * (rows > 1)}"

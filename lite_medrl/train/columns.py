@@ -5,11 +5,12 @@ columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Image, List, Value
 
-from lite_medrl.data.images import read_bytes
+from lite_medrl.data.images import is_plain, read_bytes
 from lite_medrl.data.prompts import INSTRUCTION, conversation
 from lite_medrl.types import ImageRef, Sample
 
@@ -33,8 +34,8 @@ def to_dataset(
     letter: bool = False,
     with_completion: bool,
 ) -> Dataset:
-    """One row a sample. Images in a zip pack travel as bytes, files as paths; both are decoded when a row is
-    read.
+    """One row a sample. Images travel as bytes, but files as paths where TRL's reading shows what
+    `load_image` does; both are decoded when a row is read.
     """
     rows = [
         conversation(s, instruction, system, letter=letter) | {"images": [encoded(ref) for ref in s.images]}
@@ -45,5 +46,7 @@ def to_dataset(
 
 
 def encoded(ref: ImageRef) -> dict[str, Any]:
-    """What the Image feature stores."""
-    return {"bytes": read_bytes(ref), "path": None} if ref.member else {"bytes": None, "path": ref.path}
+    """What the Image feature stores; the feature itself turns an image upright and converts it to RGB."""
+    if ref.member is None and is_plain(Path(ref.path)):
+        return {"bytes": None, "path": ref.path}
+    return {"bytes": read_bytes(ref), "path": None}

@@ -21,6 +21,8 @@ def conversation(values: Values, place: Place) -> list[Values]:
     images = [images] if isinstance(images, str | ImageRef) else images
     if not images:
         raise DataError("the conversation has no image; drop the row")
+    if not isinstance(images, list):
+        raise DataError(f'"image" must be a file name or a list of them, got {images!r}; repair the row')
     refs = [image if isinstance(image, ImageRef) else place.image(image) for image in images]
     name = values.get("id", place.number)
     rows = []
@@ -39,10 +41,9 @@ def turns(value: Any) -> list[tuple[str, str]]:
     """(speaker, text) in turn, the system's first words left out; DataError where they do not alternate."""
     if not (isinstance(value, list) and all(isinstance(turn, dict) for turn in value)):
         raise DataError(f"conversations must be a list of turns, got {value!r}")
-    said = [
-        (str(turn.get("from", turn.get("role"))), str(turn.get("value", turn.get("content"))))
-        for turn in value
-    ]
+    said = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in value]
+    if not all(isinstance(part, str) for turn in said for part in turn):
+        raise DataError(f"a turn must name who says which text, got {value!r}; repair the row or drop it")
     said = said[1:] if said and said[0][0] in SETS_UP else said
     in_turn = all(who in (ANSWERS if i % 2 else ASKS) for i, (who, _) in enumerate(said))
     if not said or len(said) % 2 or not in_turn:

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lite_medrl.data.rows import is_dicom, name_fault, ref_of
 from lite_medrl.types import LETTERS, DataError, ImageRef
 
 Values = dict[str, Any]
@@ -42,7 +43,9 @@ class Place:
         """The image of that name, in the set's folder or archive."""
         if not (isinstance(name, str) and name):
             raise DataError(f"the name of an image must be a text, got {name!r}")
-        return self.images.ref(name) if self.images else ImageRef(name)
+        if told := name_fault(name):
+            raise DataError(told)
+        return self.images.ref(name) if self.images else ref_of(name, {}, Path())
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +56,17 @@ class Pictures:
     archives: tuple[Path, ...] = ()
 
     def ref(self, name: str) -> ImageRef:
-        """Where the image lies; DataError for a name that leads out of the folder."""
+        """Where it lies, of DICOM the first frame; DataError for a name that leads out of the folder."""
         if name.startswith(("/", "\\")) or ".." in Path(name).parts or ":" in name.split("/")[0]:
             raise DataError(f"the image name {name!r} leads out of its folder; repair the row")
         if self.folder.is_dir():
-            return ImageRef(str(self.folder / name))
+            return ref_of(name, {}, self.folder)
         for archive in self.archives:
             if archive.is_file():
+                if is_dicom(name):
+                    raise DataError(f"{archive}: DICOM is not read from archives; unpack it to {self.folder}")
                 return ImageRef(str(archive), member_of(str(archive), self.folder.name, name))
-        return ImageRef(str(self.folder / name))
+        return ref_of(name, {}, self.folder)
 
 
 def member_of(archive: str, folder: str, name: str) -> str:
@@ -95,7 +100,7 @@ def options_of(value: Any) -> list[str]:
             raise DataError(f"options must be lettered A, B, C... without a gap, got {letters}")
         return [str(filled[letter]).strip() for letter in letters]
     if isinstance(value, list | tuple):
-        return [str(option).strip() for option in value]
+        return ["" if option is None else str(option).strip() for option in value]
     raise DataError(f"options must be a list, or a dict by letters, got {value!r}")
 
 

@@ -12,6 +12,8 @@ from lite_medrl.data.rows import FIELDS, REQUIRED
 from lite_medrl.data.sets.fields import FieldMap, Place, Values
 from lite_medrl.types import DataError
 
+MOST_SHOWN = 200  # characters of a cell in a message
+
 
 def own_row(values: Values, place: Place) -> list[Values]:
     """The row itself; a row without a split belongs to the one that its file is named after."""
@@ -34,9 +36,10 @@ def listed(cell: str, key: str) -> list[Any]:
     if cell.lstrip().startswith("["):
         try:
             return list(json.loads(cell))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also Python's limit on digits
+            told = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise DataError(
-                f"{key} begins like a JSON list and is none: {error.msg}; got {cell!r}"
+                f"{key} begins like a JSON list and is none: {told}; got {cell[:MOST_SHOWN]!r}"
             ) from error
     parts = [part.strip() for part in cell.split("|")] if cell.strip() else []
     return [number(part) for part in parts] if key == "window" else parts
@@ -52,7 +55,7 @@ def number(cell: str) -> Any:
 
 def whole(cell: str) -> Any:
     """A whole number, or the text as it is, which the row's check then refuses."""
-    return int(cell) if cell.isdecimal() else cell
+    return int(cell) if cell.isdecimal() and len(cell) < MOST_SHOWN else cell
 
 
 OWN = FieldMap(required=(), optional=FIELDS, convert=own_row)

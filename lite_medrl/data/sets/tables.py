@@ -2,6 +2,7 @@
 
 A table never holds more than one row (Parquet: one batch of rows, without the images, which stay in the file
 as ImageRefs). `Row.at` is a byte offset, or a row number in Parquet; it is all that a lazy view keeps.
+After a row that cannot be read the next ones are; a Fault counts the rows that are lost with it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ BATCH_ROWS = 256
 CHUNK_BYTES = 1 << 16
 MAX_FIELD_CHARS = 10_000_000
 BOM = b"\xef\xbb\xbf"
+JSON_SPACE = " \t\r\n"
+LONG = "a whole number has thousands of digits; write it as a text, or drop the row"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ def object_of(text: str) -> dict[str, Any]:
     except (json.JSONDecodeError, RecursionError) as error:
         told = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
         raise DataError(f"not JSON: {told}") from error
+    except ValueError as error:  # Python's limit on digits
+        raise DataError(LONG) from error
     if not isinstance(value, dict):
         raise DataError(f"expected an object, got {type(value).__name__}")
     return value
@@ -116,28 +121,30 @@ class JsonList:
     path: Path
 
     def rows(self) -> Iterator[Row | Fault]:
+        number = 0
         try:
             for number, (at, value) in enumerate(self._values(), 1):
                 if isinstance(value, dict):
                     yield Row(number, at, value)
-                else:
-                    told = f"expected an object, got {type(value).__name__}"
-                    yield Fault(number, None, told, str(self.path))
-        except UnicodeDecodeError:
-            yield Fault(None, None, "not UTF-8; save the file as UTF-8", str(self.path))
+                    continue
+                told = value if isinstance(value, DataError) else f"expected an object, got {kind_of(value)}"
+                yield Fault(number, None, str(told), str(self.path))
         except DataError as error:
-            yield Fault(None, None, str(error), str(self.path))
+            yield Fault(number + 1, None, str(error), str(self.path), lost=None)
 
     def _values(self) -> Iterator[tuple[int, Any]]:
-        """Every element with its byte offset; DataError where the list is no list or breaks off."""
-        decoder, at = json.JSONDecoder(), 0
-        with self.path.open(encoding="utf-8", newline="") as file:
+        """Every element, or the DataError that it is, with its byte offset.
+
+        DataError where the list is no list or breaks off: what comes after cannot be found.
+        """
+        at = 0
+        with self.path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             text = file.read(CHUNK_BYTES)
             if text.startswith("\ufeff"):
                 at, text = len(BOM), text[1:]
             opening, first = "[", True
             while True:
-                body = text.lstrip()
+                body = text.lstrip(JSON_SPACE)
                 at, text = at + len(text) - len(body), body
                 if text[:1] == opening or (not first and text[:1] == "]"):
                     ends, at, text = text[0] == "]", at + 1, text[1:]
@@ -147,19 +154,20 @@ class JsonList:
                     continue
                 if text and not first:
                     try:
-                        value, end = decoder.raw_decode(text)
+                        value, end = element(text)
                     except json.JSONDecodeError:
                         pass
                     except RecursionError as error:
                         raise DataError(f"lists too deep in each other at byte {at}; repair it") from error
                     else:
-                        yield at, value
-                        at, text = at + len(text[:end].encode()), text[end:]
+                        data = text[:end].encode(errors="surrogateescape")
+                        yield at, value if text.isascii() else checked(value, data)
+                        at, text = at + len(data), text[end:]
                         continue
                 if not (more := file.read(max(CHUNK_BYTES, len(text)))):
                     raise DataError(
-                        f"not a JSON list of objects: it cannot be read on from byte {at}; repair it, or "
-                        "save one object a line as .jsonl"
+                        f"not a JSON list of objects: it cannot be read on from byte {at}, so all rows from "
+                        "here on are lost; repair it, or save one object a line as .jsonl"
                     )
                 text += more
 
@@ -175,6 +183,30 @@ class JsonList:
                     if len(data) < size:
                         raise
                     size *= 4
+
+
+def element(text: str) -> tuple[Any, int]:
+    """The JSON value (a DataError: its number is too long) that a text begins with, and where it ends."""
+    try:
+        return json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python's limit on digits
+        return DataError(LONG), json.JSONDecoder(parse_int=float).raw_decode(text)[1]
+
+
+def checked(value: Any, data: bytes) -> Any:
+    """The value, or the DataError that its bytes are no UTF-8."""
+    try:
+        text_of(data)
+    except DataError as error:
+        return error
+    return value
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in a message."""
+    return type(value).__name__
 
 
 @dataclass(frozen=True)
@@ -201,54 +233,72 @@ class Csv:
 
     def _first(self, file: Any) -> Iterator[list[str]]:
         """The first record, if there is one."""
-        try:
-            yield from (cells for _, _, cells in islice(self._records(file, 0), 1))
-        except (DataError, csv.Error) as error:
-            raise DataError(
-                f"{self.path}:1: the column names cannot be read: {error}; repair them"
-            ) from error
+        for record in islice(self._records(file, 0), 1):
+            if isinstance(record, Fault):
+                raise DataError(f"{self.path}:1: the column names cannot be read: {record.what}")
+            yield record[2]
 
     def rows(self) -> Iterator[Row | Fault]:
         names = self.columns()
         with self.path.open("rb") as file:
-            try:
-                for number, at, cells in self._records(file, 0):
-                    if at == 0 or not any(cells):
-                        continue
-                    if len(cells) == len(names):
-                        yield Row(number, at, dict(zip(names, cells, strict=True)))
-                        continue
-                    told = (
-                        f"{len(cells)} fields under {len(names)} columns; a quote or a separator is missing "
-                        "or one too many"
-                    )
-                    yield Fault(number, None, told, str(self.path))
-            except (DataError, csv.Error) as error:
-                told = f"cannot be read on: {error}; repair the row"
-                yield Fault(None, None, told, str(self.path))
+            for record in self._records(file, 0):
+                if isinstance(record, Fault):
+                    yield record
+                    continue
+                number, at, cells = record
+                if at == 0 or not any(cells):
+                    continue
+                if len(cells) == len(names):
+                    yield Row(number, at, dict(zip(names, cells, strict=True)))
+                    continue
+                told = (
+                    f"{len(cells)} fields under {len(names)} columns; a quote or a separator is missing "
+                    "or one too many"
+                )
+                yield Fault(number, None, told, str(self.path))
 
-    def _records(self, file: Any, start: int) -> Iterator[tuple[int, int, list[str]]]:
-        """(line, offset, cells) of every record from an offset on."""
+    def _records(self, file: Any, start: int) -> Iterator[tuple[int, int, list[str]] | Fault]:
+        """(line, offset, cells) of every record from an offset on; a Fault for one that cannot be read."""
         csv.field_size_limit(MAX_FIELD_CHARS)
-        state = {"at": start, "line": 0}
+        at, number, end, last = start, 1, start, 0
+        no_text: list[str] = []
 
         def lines() -> Iterator[str]:
+            nonlocal end, last
             for line in file:
-                state["at"] += len(line)
-                state["line"] += 1
-                yield text_of(line.removeprefix(BOM) if state["at"] == len(line) else line)
+                end, last = end + len(line), last + 1
+                text = line.removeprefix(BOM) if end == len(line) else line
+                try:
+                    yield text.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    place = end - len(text) - at + error.start
+                    no_text.append(f"not UTF-8 at byte {place} of the row; save the file as UTF-8")
+                    yield text.decode("utf-8", errors="replace")
 
-        at, number = start, 1
-        for cells in csv.reader(lines(), delimiter=self.delimiter, strict=True):
-            yield number, at, cells
-            at, number = state["at"], state["line"] + 1
+        reader = csv.reader(lines(), delimiter=self.delimiter, strict=True)
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                lost = f"lines {number} to {last} are lost: " if last > number else ""
+                told = f"{lost}cannot be read on: {error}; repair the row"
+                yield Fault(number, None, told, str(self.path), last - number + 1)
+            else:
+                told = no_text[0] if no_text else None
+                yield Fault(number, None, told, str(self.path)) if told else (number, at, cells)
+            no_text.clear()
+            at, number = end, last + 1
 
     def read(self, at: int) -> dict[str, Any]:
         names = header(str(self.path), self.path.stat().st_mtime_ns)
         with self.path.open("rb") as file:
             file.seek(at)
-            _, _, cells = next(self._records(file, at))
-        return dict(zip(names, cells, strict=True))
+            record = next(self._records(file, at), None)
+        if record is None or isinstance(record, Fault) or len(record[2]) != len(names):
+            raise DataError(f"{self.path}: no row at byte {at}; the file has changed, read it anew")
+        return dict(zip(names, record[2], strict=True))
 
 
 @lru_cache(maxsize=16)
@@ -264,19 +314,35 @@ class Parquet:
     path: Path
 
     def rows(self) -> Iterator[Row | Fault]:
+        file = parquet_file(str(self.path))
+        start = 0
+        for group in range(file.metadata.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            yield from self._group(file, group, start, size)
+            start += size
+
+    def _group(self, file: Any, group: int, start: int, size: int) -> Iterator[Row | Fault]:
+        """The rows of one row group; where it cannot be read on, the rest of it is one Fault."""
         import pyarrow as pa
 
-        file = parquet_file(str(self.path))
         leaves, pictures = leaves_of(file)
-        at = 0
+        at = start
         try:
-            for batch in file.iter_batches(BATCH_ROWS, columns=leaves):
-                for values in batch.to_pylist():
-                    yield Row(at + 1, at, with_refs(values, pictures, str(self.path), at))
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=leaves):
+                for values in each(batch):
+                    if isinstance(values, dict):
+                        yield Row(at + 1, at, with_refs(values, pictures, str(self.path), at))
+                    else:
+                        told = f"cannot be read ({first_line(values)}); repair the row"
+                        yield Fault(at + 1, None, told, str(self.path))
                     at += 1
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            told = f"cannot be read on after row {at} ({first_line(error)}); copy or download it again"
-            yield Fault(None, None, told, str(self.path))
+        except (pa.ArrowException, OSError) as error:
+            lost = max(start + size - at, 1)
+            told = (
+                f"cannot be read on after row {at}, so {lost} row{'s are' if lost > 1 else ' is'} lost "
+                f"({first_line(error)}); copy or download it again"
+            )
+            yield Fault(at + 1, None, told, str(self.path), lost)
 
     def read(self, at: int) -> dict[str, Any]:
         file = parquet_file(str(self.path))
@@ -284,6 +350,20 @@ class Parquet:
         group, row = group_of(file, at)
         values = part(str(self.path), group, tuple(leaves)).slice(row, 1).to_pylist()[0]
         return with_refs(values, pictures, str(self.path), at)
+
+
+def each(batch: Any) -> Iterator[dict[str, Any] | Exception]:
+    """The rows of a batch; the error in place of one whose values cannot be had."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, OverflowError):  # no UTF-8, or a date that Python has not: in which row?
+        pass
+    for place in range(batch.num_rows):
+        try:
+            yield batch.slice(place, 1).to_pylist()[0]
+        except (ValueError, OverflowError) as error:
+            yield error
 
 
 @lru_cache(maxsize=8)
