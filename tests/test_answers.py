@@ -284,6 +284,28 @@ def test_a_small_number_does_not_run_into_the_one_before(base: int, power: int) 
     assert parse(tagged(f"{base}½"), options=(f"{base}1/2", f"{base} 1/2")).value == f"{base} 1/2"
 
 
+DENIALS = [
+    "The incorrect answer is {}", "The wrong answer: {}", "It is not true that the answer is {}",
+    "I do not think, frankly, that the right answer is {}", "I don't believe the answer is {}",
+    "I doubt that the answer is {}",
+    "Nobody can say whether the answer is {}", "If it glows, the answer is {}", "The answer is not {}",
+    "The answer isn't {}", "The answer is {}? No", "The answer is {}. No, it is not",
+    "The answer is {}. That is wrong",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("denial", DENIALS)
+@pytest.mark.parametrize("answer", ["A", "lung", "**B**", "(C) heart"])
+def test_what_is_denied_or_doubted_is_not_stated(denial: str, answer: str) -> None:
+    """Alone and in <answer>; what other words say before "the answer is" does it no harm."""
+    text = denial.format(answer)
+    assert parse(text, options=("left lung", "lung", "heart")).value is None
+    assert parse(tagged(text), options=("left lung", "lung", "heart")).value is None
+    for lead in ("", "There is no mass, so ", "It is not bright; hence ", "I see nothing. "):
+        plain = f"{lead}the answer is {answer}."
+        assert parse(plain, options=("left lung", "lung", "heart")).value is not None
+
+
 TEXTUAL = [row for row in GOLDEN if row["options"] and row["lite"].get("how") in ("option_text", "yes_no")]
 
 
