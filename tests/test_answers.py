@@ -269,6 +269,12 @@ def test_every_minus_is_one(minus: str, form: str) -> None:
     assert parse(tagged(text), options=(form.format(""), form.format("+"))).failure == "unknown_option"
 
 
+def test_half_a_character_is_a_sign_beside_a_number_only() -> None:
+    assert parse(tagged("yes\ufffd"), options=YN).value == "yes"
+    for text in ("\ufffd5", "\ufffd .5", "5\ufffd"):
+        assert parse(tagged(text), options=("5", ".5")).failure == "unknown_option"
+
+
 RAISED, LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
 
 
@@ -287,7 +293,7 @@ def test_a_small_number_does_not_run_into_the_one_before(base: int, power: int) 
 DENIALS = [
     "The incorrect answer is {}", "The wrong answer: {}", "It is not true that the answer is {}",
     "I do not think, frankly, that the right answer is {}", "I don't believe the answer is {}",
-    "I doubt that the answer is {}",
+    "I doubt that the answer is {}", "It is not true that\nthe answer is {}",
     "Nobody can say whether the answer is {}", "If it glows, the answer is {}", "The answer is not {}",
     "The answer isn't {}", "The answer is {}? No", "The answer is {}. No, it is not",
     "The answer is {}. That is wrong",

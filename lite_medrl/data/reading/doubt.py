@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 REACH = 300  # characters before a statement that are looked at
-_SENTENCE = re.compile(r"[.!?;\n](?=\s)")
+_SENTENCE = re.compile(r"[.!?;](?=\s)|(?<!that)\n")
 _CLAUSE = re.compile(r"[,:()]|\b(?:so|hence|thus|therefore|but|and|then|because|since)\b", re.IGNORECASE)
 _THAT = re.compile(r"\b(?:that|if|whether)\b,?(?: \w+,)?(?: [\w*]+){0,4}\W*$", re.IGNORECASE)
 _DOUBT = re.compile(  # anywhere in the sentence

@@ -39,7 +39,8 @@ _TOKEN = re.compile(
     r"|-(?! ?(?:[\w(\[\"*]|\.\d))"  # "ER-", "Rh -", "HER2 (-)"; between words a hyphen is punctuation
     r"|(?<!\d )(?<![\w)])- (?=\.?\d)"  # "- 5" may be a bullet, so neither "-5" nor "5"; "5 - 10" is a range
     r"|(?<=\d)_(?=\d)"  # 10₂
-    r"|[^\w\s,;:!?'\"()\[\]{}*#|.\\/$·-]"  # what is not punctuation is a sign: + % ~ ± ≤ ^ ↑ ✗
+    r"|(?<=\d)\ufffd|\ufffd(?= ?\.?\d)"  # beside a number, half a character may have been a sign
+    r"|[^\w\s,;:!?'\"()\[\]{}*#|.\\/$·\x00-\x1f\x7f\ufffd-]"  # any other sign: + % ~ ± ≤ ^ ↑ ✗
 )
 _ARTICLE = re.compile(r"\W*(?:the )*an? (?:the )*[^\W\d_][^\W_]")
 _NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
