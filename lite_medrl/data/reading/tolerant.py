@@ -88,8 +88,8 @@ def _read_untagged(visible: str, options: Options | None) -> Reading:
 
 
 def _is_asked(text: str, reading: Reading) -> bool:
-    """Whether a text ends in a question mark that the option it was read as has not."""
-    return text.endswith("?") and not (reading.value or "").endswith("?")
+    """Whether a text is "the answer is X?", with a question mark that the option X has not."""
+    return text.endswith("?") and not (reading.value or "").endswith("?") and bool(_STATED.search(text))
 
 
 def _stated(visible: str) -> list[tuple[str, bool]]:
