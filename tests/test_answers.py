@@ -244,6 +244,74 @@ def test_an_option_in_its_own_words_is_always_read(options: list[str], profile: 
         assert parse(tagged(gold), options=options, profile=profile).value == gold
 
 
+SIGNS = ["-", "+", "±", "<", ">", "≤", "≥", "~", "≈", "=", "≠", "^", "%", "°", "‰", "↑", "↓", "✗", "∓", "@"]
+MINUSES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u207b\u208b\u2212\u02d7\u2796\ufe63\uff0d"
+STEMS = st.sampled_from(["5", "10", "1.5", ".5", "5 cm", "Rh", "HER2", "lung", "left lung", "T2"])
+FRAMES = st.sampled_from(["{}", "{} ", " {}", "({})", " ({})", "{}.", "{},"])
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True)
+@given(stem=STEMS, sign=st.sampled_from(SIGNS), after=st.booleans(), frame=FRAMES, swapped=st.booleans())
+def test_a_sign_is_never_dropped(stem: str, sign: str, after: bool, frame: str, swapped: bool) -> None:
+    """With a sign before or after it a text is another text, except for a hyphen before a word."""
+    mark = frame.format(sign)
+    signed = stem + mark if after else mark + stem
+    text, option = (stem, signed) if swapped else (signed, stem)
+    hyphen = sign == "-" and not after and stem[0].isalpha()
+    assert hyphen or parse(tagged(text), options=(option, "neither")).failure == "unknown_option"
+
+
+@pytest.mark.parametrize("minus", MINUSES)
+@pytest.mark.parametrize("form", ["{}5", "{}.5", "{}1.5 cm", "Rh{}", "Rh {}", "HER2 ({})", "< {}5"])
+def test_every_minus_is_one(minus: str, form: str) -> None:
+    text, option = form.format(minus), form.format("-")
+    assert parse(tagged(text), options=(option, form.format(""), form.format("+"))).value == option
+    assert parse(tagged(text), options=(form.format(""), form.format("+"))).failure == "unknown_option"
+
+
+def test_half_a_character_is_a_sign_beside_a_number_only() -> None:
+    assert parse(tagged("yes\ufffd"), options=YN).value == "yes"
+    for text in ("\ufffd5", "\ufffd .5", "5\ufffd"):
+        assert parse(tagged(text), options=("5", ".5")).failure == "unknown_option"
+
+
+RAISED, LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(base=st.integers(0, 99), power=st.integers(0, 99))
+def test_a_small_number_does_not_run_into_the_one_before(base: int, power: int) -> None:
+    plain = f"{base}{power}"
+    for small in (RAISED, LOWERED):
+        text = str(base) + "".join(small[int(digit)] for digit in str(power))
+        options = (plain, str(base), f"{base} {power}")
+        assert parse(tagged(text), options=options).failure == "unknown_option"
+        assert parse(tagged(text), options=(*options, text)).value == text
+    assert parse(tagged(f"{base}½"), options=(f"{base}1/2", f"{base} 1/2")).value == f"{base} 1/2"
+
+
+DENIALS = [
+    "The incorrect answer is {}", "The wrong answer: {}", "It is not true that the answer is {}",
+    "I do not think, frankly, that the right answer is {}", "I don't believe the answer is {}",
+    "I doubt that the answer is {}", "It is not true that\nthe answer is {}",
+    "Nobody can say whether the answer is {}", "If it glows, the answer is {}", "The answer is not {}",
+    "The answer isn't {}", "The answer is {}? No", "The answer is {}. No, it is not",
+    "The answer is {}. That is wrong",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("denial", DENIALS)
+@pytest.mark.parametrize("answer", ["A", "lung", "**B**", "(C) heart"])
+def test_what_is_denied_or_doubted_is_not_stated(denial: str, answer: str) -> None:
+    """Alone and in <answer>; what other words say before "the answer is" does it no harm."""
+    text = denial.format(answer)
+    assert parse(text, options=("left lung", "lung", "heart")).value is None
+    assert parse(tagged(text), options=("left lung", "lung", "heart")).value is None
+    for lead in ("", "There is no mass, so ", "It is not bright; hence ", "I see nothing. "):
+        plain = f"{lead}the answer is {answer}."
+        assert parse(plain, options=("left lung", "lung", "heart")).value is not None
+
+
 TEXTUAL = [row for row in GOLDEN if row["options"] and row["lite"].get("how") in ("option_text", "yes_no")]
 
 

@@ -129,11 +129,52 @@ def test_what_else_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
         compare_runs(tmp_path, runs[0])
     with (runs[1] / "completions.jsonl").open("a") as file:
         file.write('{"name": "sf')
-    with pytest.raises(RecipeError, match=r"completions\.jsonl, line 18: not JSON"):
+    with pytest.raises(RecipeError, match=r"completions\.jsonl:18: not JSON"):
         compare_runs(*runs)
     (runs[1] / "completions.jsonl").write_text("{}\n")
     with pytest.raises(RecipeError, match="no answers of stage 'sft' on the test split"):
         compare_runs(*runs)
     (runs[1] / "completions.jsonl").unlink()
     with pytest.raises(RecipeError, match=r"no completions\.jsonl"):
+        compare_runs(*runs)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("results.json", "{", r"b/results\.json: not JSON \(.*run again with --overwrite"),
+        ("results.json", "{}", r'b/results\.json: holds no list "stages".*run again with --overwrite'),
+        ("results.json", "[1]", r'b/results\.json: holds no list "stages"'),
+        ("results.json", '{"stages": {}}', r'b/results\.json: holds no list "stages"'),
+        ("results.json", '{"stages": [7]}', r"b/results\.json: stage 1 has no name and split, got 7"),
+        ("results.json", '{"stages": [{"name": "sft"}]}', "stage 1 has no name and split"),
+        (
+            "results.json",
+            '{"stages": [{"name": "sft", "split": "test", "pass_at_k": {"1": 0.5}}]}',
+            r"b/results\.json: stage 'sft': chance_pass_at_k is None; another version wrote it, so run again",
+        ),
+        ("completions.jsonl", "[]", r"b/completions\.jsonl:18: not an object, got \[\]; run again with"),
+        ("completions.jsonl", "7", r"b/completions\.jsonl:18: not an object, got 7"),
+        ("completions.jsonl", "\udcff", r"b/completions\.jsonl:18: not JSON"),
+    ],
+)
+def test_a_damaged_file_is_named(runs: tuple[Path, Path], name: str, text: str, told: str) -> None:
+    path = runs[1] / name
+    kept = path.read_bytes() if name == "completions.jsonl" else b""
+    path.write_bytes(kept + text.encode("utf-8", "surrogateescape") + b"\n")
+    with pytest.raises(RecipeError, match=told):
+        compare_runs(*runs)
+
+
+@pytest.mark.parametrize("key", ["id", "question", "options", "answer", "kind", "modality", "correct"])
+@pytest.mark.parametrize("lacks", [True, False])
+def test_a_row_of_another_version_is_named(runs: tuple[Path, Path], key: str, lacks: bool) -> None:
+    path = runs[1] / "completions.jsonl"
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[9])
+    del row[key]
+    lines[9] = json.dumps(row if lacks else row | {key: None})
+    path.write_text("\n".join(lines))
+    told = f"lacks '{key}'; another version wrote it" if lacks else f"'{key}' is None; run again with"
+    with pytest.raises(RecipeError, match=rf"b/completions\.jsonl:10: {told}"):
         compare_runs(*runs)

@@ -20,7 +20,7 @@ from lite_medrl.types import LETTERS, Sample
 FAILURES = (
     "no_answer",  # no <answer>, and nothing else that states an answer
     "empty_answer",  # <answer> is there, with nothing in it
-    "two_answers",  # two that differ; a published rule that would take either
+    "two_answers",  # two that differ, or one taken back; a published rule that would take either
     "unknown_option",  # an answer, but none of the options
     "ambiguous_option",  # fits two options equally well
     "letter_text_conflict",  # "A. lung" where lung is option B

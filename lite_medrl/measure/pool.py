@@ -59,13 +59,28 @@ def pool(folders: Sequence[Path]) -> Json:
 
 
 def read_results(folder: Path) -> Json:
-    """results.json of a finished run."""
+    """results.json of a finished run, with "stages" that each have a name and a split.
+
+    Raises RecipeError where there is none, or one that no run writes.
+    """
     path = folder / "results.json"
     if not path.is_file():
         raise RecipeError(
             f"{folder}: no results.json; is it the output directory of a finished `lite-medrl run`?"
         )
-    return json.loads(path.read_text())
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecipeError(f"{path}: not JSON ({error}); run again with --overwrite") from None
+    stages = results.get("stages") if isinstance(results, dict) else None
+    if not isinstance(stages, list):
+        raise RecipeError(f'{path}: holds no list "stages", so no run wrote it; run again with --overwrite')
+    for number, row in enumerate(stages, 1):
+        if not isinstance(row, dict) or not {"name", "split"} <= row.keys():
+            raise RecipeError(
+                f"{path}: stage {number} has no name and split, got {row!r:.60}; run again with --overwrite"
+            )
+    return results
 
 
 def correct_by_stage(folder: Path) -> dict[str, dict[str, bool]]:

@@ -7,7 +7,6 @@ accuracy and a paired bootstrap over questions for a difference.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,23 @@ from typing import Any
 from lite_medrl.measure.pool import read_results
 from lite_medrl.measure.scores import PARTS, label, scores
 from lite_medrl.measure.statistics import mcnemar, paired_bootstrap
+from lite_medrl.tools.report.run import read_lines
 from lite_medrl.types import RecipeError
 
 Json = dict[str, Any]
 SAME = ("question", "options", "answer")
+ROW: dict[str, type | tuple[type, ...]] = {
+    "id": str, "question": str, "options": list, "answer": str, "kind": str, "modality": str,
+    "greedy": str, "failure": (str, type(None)), "correct": bool,
+}  # fmt: skip
 SAMPLED = ("mean_at_k", "maj_at_k", "pass_at_k", "chance_pass_at_k")
 
 
 def compare_runs(first: Path, second: Path, *, split: str = "test", stage: str | None = None) -> Json:
     """Accuracies of both runs, second minus first with its interval, and McNemar's test; whole and in parts.
 
-    Raises RecipeError where a folder holds no finished run, a stage was not measured on the split, or the
-    questions differ.
+    Raises RecipeError where a folder holds no finished run or a damaged one, a stage was not measured on the
+    split, or the questions differ.
     """
     sides = {"a": _side(first, split, stage), "b": _side(second, split, stage)}
     rows_a, rows_b = (side.pop("rows") for side in sides.values())
@@ -76,6 +80,7 @@ def _side(folder: Path, split: str, stage: str | None) -> Json:
     chosen = stages[names.index(stage)] if stage else stages[-1]
     rows = _rows(folder, split, chosen["name"])
     sampled = {key: chosen[key] for key in SAMPLED if key in chosen}
+    _check_sampled(sampled, f"{folder / 'results.json'}: stage {chosen['name']!r}")
     return {
         "run": str(folder),
         "stage": chosen["name"],
@@ -85,27 +90,37 @@ def _side(folder: Path, split: str, stage: str | None) -> Json:
     }
 
 
+def _check_sampled(sampled: Json, where: str) -> None:
+    """RecipeError unless the figures by K are there for every K of Pass@K."""
+    ks = sampled.get("pass_at_k", {})
+    for key in ("pass_at_k", "chance_pass_at_k") if "pass_at_k" in sampled else ():
+        values = sampled.get(key)
+        if not isinstance(values, dict) or not all(k.isdigit() and k in values for k in ks):
+            raise RecipeError(f"{where}: {key} is {values!r:.60}; another version wrote it, so run again")
+
+
 def _rows(folder: Path, split: str, stage: str) -> dict[str, Json]:
     """Question id -> its line in completions.jsonl."""
     path = folder / "completions.jsonl"
     if not path.is_file():
         raise RecipeError(f"{folder}: no completions.jsonl; it is needed to pair the questions")
     found: dict[str, Json] = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            row = _parsed(line, path, number)
-            if (row.get("split"), row.get("name")) == (split, stage):
-                found[row["id"]] = row
+    for number, row in read_lines(path):
+        if (row.get("split"), row.get("name")) == (split, stage):
+            _check_row(row, f"{path}:{number}")
+            found[row["id"]] = row
     if not found:
         raise RecipeError(f"{path}: no answers of stage {stage!r} on the {split} split")
     return found
 
 
-def _parsed(line: str, path: Path, number: int) -> Json:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RecipeError(f"{path}, line {number}: not JSON ({error}); was the run cut off?") from error
+def _check_row(row: Json, where: str) -> None:
+    """RecipeError unless a line has all that is compared, in the type that a run writes."""
+    for key, kind in ROW.items():
+        if key not in row:
+            raise RecipeError(f"{where}: lacks {key!r}; another version wrote it, so run again")
+        if not isinstance(row[key], kind):
+            raise RecipeError(f"{where}: {key!r} is {row[key]!r:.60}; run again with --overwrite")
 
 
 def _check_alike(first: Mapping[str, Json], second: Mapping[str, Json], folders: tuple[Path, Path]) -> None:

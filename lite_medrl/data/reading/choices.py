@@ -81,8 +81,8 @@ _LEAD = re.compile(
     r"(?:is\b ?:?|would be\b|[:=])? ?",
     re.IGNORECASE,
 )
-_MARKUP = re.compile(r"\*+|`+|\\boxed\b|\\text(?:bf)?\b|</\w*>?\s*$|<\|\w+\|>")
-_LETTER_TEXT = re.compile(r"[(\[{]? ?([a-j]) ?(?:[)\]}.:,;]+| -+ ?|-+ ) ?(.+)")
+_MARKUP = re.compile(r"\*\*+|(?<!\d)\*|\*(?=\w)|`+|\\boxed\b|\\text(?:bf)?\b|</\w*>?\s*$|<\|\w+\|>")
+_LETTER_TEXT = re.compile(r"[(\[{]? ?([a-j]) ?(?:[)\]}.:,;]+| -+(?!\d) ?|-+ ) ?(.+)")
 _LETTER_SPACE_TEXT = re.compile(r"([a-j]) (.+)")
 _TEXT_LETTER = re.compile(r"[(\[]([a-j])[)\]]$")
 

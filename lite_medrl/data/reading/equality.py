@@ -11,18 +11,38 @@ import re
 import unicodedata
 
 _FOLD = str.maketrans(
-    dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-")
+    dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212\u02d7\u2796", "-")
     | dict.fromkeys("\u2018\u2019\u02bc`", "'")
-    | dict.fromkeys("\u201c\u201d", '"')
-    | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad")
+    | dict.fromkeys("\u201c\u201d\u00ab\u00bb", '"')
+    | dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\ufe0f\u00ad\u00bf\u00a1")
+    | dict.fromkeys("\u2022\u25aa\u25cf\u25e6", "*")
+    | {
+        "\u2044": "/",
+        "\u223c": "~",
+        "\u2795": "+",
+        "\u3002": ".",
+        "\u3001": ",",
+        "\u3010": "(",
+        "\u3011": ")",
+    }
 )
+# NFKC would run 10², 10₂, 2½ and 2① into one number, and make a "No" of the numero sign.
+_RAISED = re.compile(r"(?<=[\d)])[⁺⁻]?[⁰¹²³⁴-⁹ⁿ]+")
+_LOWERED = re.compile(r"(?<=[\d)])(?=[₊₋]?[₀-₉])")
+_BESIDE = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅟↉①-⒛⓪-⓿])|(?<=[¼-¾⅐-⅟↉①-⒛⓪-⓿⁰¹²³⁴-⁹₀-₉])(?=\d)")
 _LEFT_EDGE = " ,;:!?'\"()[]{}*#|_"  # never + - % < >: "A+" and "<5" would lose their meaning
 _RIGHT_EDGE = _LEFT_EDGE + "."  # a dot on the left may belong to a number: ".5"
+_STARRED = re.compile(r"(?<=\d)\*(?!\w)")
 _TOKEN = re.compile(
     r"\d*(?:[.,/:]\d+)+|[^\W_]+"  # numbers such as 1.5, .5 and 20/40; words
-    r"|[<>=+%±≤≥≠°↑↓←→]"  # signs that carry the meaning of a finding or a range
-    r"|(?<![\w)])-(?=\d)|(?<=[\w)+-])-(?!\w)"  # minus five; "ER-"; any other hyphen is punctuation
+    r"|(?<![\w)])-(?=\.?\d)"  # minus five
+    r"|-(?! ?(?:[\w(\[\"*]|\.\d))"  # "ER-", "Rh -", "HER2 (-)"; between words a hyphen is punctuation
+    r"|(?<!\d )(?<![\w)])- (?=\.?\d)"  # "- 5" may be a bullet, so neither "-5" nor "5"; "5 - 10" is a range
+    r"|(?<=\d)_(?=\d)"  # 10₂
+    r"|(?<=\d)\ufffd|\ufffd(?= ?\.?\d)"  # beside a number, half a character may have been a sign
+    r"|[^\w\s,;:!?'\"()\[\]{}*#|.\\/$·\x00-\x1f\x7f\ufffd-]"  # any other sign: + % ~ ± ≤ ^ ↑ ✗
 )
+_ARTICLE = re.compile(r"\W*(?:the )*an? (?:the )*[^\W\d_][^\W_]")
 _NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
 sixteen seventeen eighteen nineteen twenty"""
 _STEM = {word: str(number) for number, word in enumerate(_NUMBERS.split())}
@@ -32,7 +52,11 @@ _SIDES = frozenset({"left", "right", "bilateral"})
 
 def nfkc(text: str) -> str:
     """The text with one spelling for each character, hyphen, quote and invisible sign."""
-    return text if text.isascii() else unicodedata.normalize("NFKC", text).translate(_FOLD)
+    if text.isascii():
+        return text
+    text = _RAISED.sub(r"^\g<0>", text.replace("\u2116", "#"))
+    text = _BESIDE.sub(" ", _LOWERED.sub("_", text))
+    return unicodedata.normalize("NFKC", text).translate(_FOLD)
 
 
 def exact(text: str) -> str:
@@ -42,18 +66,24 @@ def exact(text: str) -> str:
 
 def trimmed(exact_text: str) -> str:
     """An exact key without outer punctuation."""
-    return exact_text.lstrip(_LEFT_EDGE).rstrip(_RIGHT_EDGE)
+    return _with_star(exact_text).lstrip(_LEFT_EDGE).rstrip(_RIGHT_EDGE)
 
 
 def tokens(exact_text: str) -> list[str]:
     """Words, numbers and signs of an exact key, without "the" and a leading article.
 
-    A lone "a" stays: it may be a letter.
+    An "a" alone, or before a number or a hyphen, stays: it may be a letter.
     """
-    plain = exact_text.replace("'", "").replace("&", " and ")
-    found = _TOKEN.findall(plain.replace("x-ray", "xray").replace("x ray", "xray"))
+    plain = _with_star(exact_text).replace("'", "").replace("&", " and ")
+    plain = plain.replace("x-ray", "xray").replace("x ray", "xray")
+    found = _TOKEN.findall(plain)
     kept = [token for token in found if token != "the"] or found if "the" in found else found
-    return kept[1:] if kept[:1] in (["a"], ["an"]) and len("".join(kept[1:2])) > 1 else kept
+    return kept[1:] if kept[:1] in (["a"], ["an"]) and _ARTICLE.match(plain) else kept
+
+
+def _with_star(exact_text: str) -> str:
+    """The text with the star of T2* as a sign of its own; any other star is mark-up."""
+    return _STARRED.sub("\u2217", exact_text) if exact_text.count("*") == 1 else exact_text
 
 
 def words(tokens_: list[str]) -> str:

@@ -1,7 +1,8 @@
 """Profile "lite-v1": reads what a model meant wherever it can be read in one way only, and never guesses.
 
 What stands in <answer> counts (closed or not, any number of them, if they agree); without the tag only a text
-that is an answer and nothing else, or an explicit "the answer is X". Reasoning inside <think> never counts.
+that is an answer and nothing else, or an explicit "the answer is X" that is not denied, doubted or taken back
+(doubt.py). Reasoning inside <think> never counts.
 """
 
 from __future__ import annotations
@@ -10,19 +11,18 @@ import re
 from collections.abc import Callable, Sequence
 
 from lite_medrl.data.reading.choices import Options, Reading, read_phrase, without_lead, without_markup
+from lite_medrl.data.reading.doubt import is_contrary, is_doubted, is_taken_back
 from lite_medrl.data.reading.equality import exact, nfkc, trimmed
 from lite_medrl.types import LETTERS
 
 _SEPARATOR = re.compile(r"[,;/|&]|\band\b|\bor\b", re.IGNORECASE)
 _YES_NO = re.compile(r"(yes|no)(?:[,.;:!]| - )")
-_CONTRARY = {"yes": re.compile(r"\bno\b ?(?:[^\w\s]|$)"), "no": re.compile(r"\byes\b")}
+LONGEST_LIST = 200  # characters of an untagged text that may be a list of options and nothing else
 _TAG_NAMES = ("think", r"/\s?think", "answer", r"/\s?answer")
 _OPEN_THINK, _CLOSE_THINK, _OPEN_ANSWER, _CLOSE_ANSWER = (
     re.compile(rf"<\s?{name}\s?>", re.IGNORECASE) for name in _TAG_NAMES
 )
-_STATED = re.compile(
-    r"(?<!if the )(?<!whether the )\banswer\b['\"]?\s{0,3}((?:is|would be)\b\s{0,3}:?|[:=])", re.IGNORECASE
-)
+_STATED = re.compile(r"\banswer\b['\"]?\s{0,3}(?:(?:is|would be)\b\s{0,3}:?|[:=])", re.IGNORECASE)
 _STOP = re.compile(r"[.!?](?=\s+[A-Z]|\s*$)|,?\s(?:because|since|as)\b")
 
 
@@ -75,26 +75,50 @@ def _read_untagged(visible: str, options: Options | None) -> Reading:
     """Without tags only a whole text that is an option or letter counts, or an explicit "the answer is X"."""
     visible = without_markup(_CLOSE_ANSWER.sub(" ", visible)).strip()
     whole = read_phrase(visible, options, cut=len(visible) > 1) if options else _read_lone_letter(visible)
-    if whole:
+    if whole and not _is_asked(visible, whole):
         return whole
-    parts = iter(_STATED.split(visible)[1:])
-    pieces = [(mark, piece.strip()) for mark, piece in zip(parts, parts, strict=True)]
-    stated = [_read_stated(piece, options, cut=mark[-1] not in ":=") for mark, piece in pieces if piece]
+    listed = _read_list(visible, options) if options and len(visible) < LONGEST_LIST else None
+    if listed and listed.failure:
+        return listed
+    stated = [_read_stated(piece, options, cut=cut) for piece, cut in _stated(visible)]
     readable = [reading for reading in stated if reading.failure != "unknown_option"]
     if not readable:
         return Reading(failure="unknown_option" if stated else "no_answer")
     return _agreed(readable, str if options else _plain)
 
 
+def _is_asked(text: str, reading: Reading) -> bool:
+    """Whether a text is "the answer is X?", with a question mark that the option X has not."""
+    return text.endswith("?") and not (reading.value or "").endswith("?") and bool(_STATED.search(text))
+
+
+def _stated(visible: str) -> list[tuple[str, bool]]:
+    """What follows each "the answer is" that nothing before it denies; True where no colon parts the two."""
+    marks = list(_STATED.finditer(visible))
+    ends = [mark.start() for mark in marks[1:]] + [len(visible)]
+    pieces = [(mark, visible[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=False)]
+    return [
+        (piece, mark[0][-1] not in ":=")
+        for mark, piece in pieces
+        if piece and not is_doubted(visible, mark.start())
+    ]
+
+
 def _read_stated(piece: str, options: Options | None, *, cut: bool) -> Reading:
     """The phrase after "the answer is": its line, else up to the end of the sentence or a "because"."""
     line = piece.splitlines()[0]
     sentence = _STOP.split(line, maxsplit=1)[0]
+    rest = piece[len(sentence) :]
+    if rest.startswith("?"):
+        return Reading(failure="unknown_option")  # asked, not stated
+    if is_taken_back(rest):
+        return Reading(failure="two_answers")
     if options is None:
         return _read_free(sentence or line)
     return (
         read_phrase(line, options, cut=cut)
         or read_phrase(sentence, options, cut=cut)
+        or _read_list(sentence, options)
         or _read_yes_no(line, options)
         or Reading(failure="unknown_option")
     )
@@ -127,6 +151,8 @@ def _read_lines(text: str, options: Options) -> Reading | None:
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) < 2:
         return None
+    if any(is_taken_back(line) for line in lines[1:]):
+        return Reading(failure="two_answers")
     first, *others = (read_phrase(line, options) for line in lines)
     return first and _agreed([first, *(other for other in others if other and other.value is not None)])
 
@@ -140,7 +166,7 @@ def _read_yes_no(text: str, options: Options) -> Reading | None:
     found = _YES_NO.match(key)
     if found is None:
         return None
-    if _CONTRARY[found[1]].search(key, found.end()):
+    if is_contrary(found[1], key[found.end() :]):
         return Reading(failure="two_answers")
     return options.read(places[found[1]], "yes_no")
 

@@ -81,8 +81,8 @@ def read_run(folder: Path) -> Run:
     check_results(results, folder / "results.json")
     return Run(
         results,
-        read_lines(folder / "metrics.jsonl"),
-        read_lines(folder / "completions.jsonl"),
+        [row for _, row in read_lines(folder / "metrics.jsonl")],
+        [row for _, row in read_lines(folder / "completions.jsonl")],
         load_recipe(folder / "recipe.yaml").recipe,
         (folder / "recipe.yaml").read_text(encoding="utf-8"),
     )
@@ -96,21 +96,20 @@ def read_json(path: Path) -> Any:
         raise RecipeError(f"{path}: not JSON ({error}); run again with --overwrite") from None
 
 
-def read_lines(path: Path) -> list[Json]:
-    """One object a line; none where there is no file."""
+def read_lines(path: Path) -> list[tuple[int, Json]]:
+    """One object a line, each with the line's number from 1; none where there is no file."""
     data = path.read_bytes() if path.is_file() else b""
-    rows = []
+    rows: list[tuple[int, Json]] = []
     for number, line in enumerate(data.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError as error:
             raise RecipeError(f"{path}:{number}: not JSON ({error}); run again with --overwrite") from None
-        if not isinstance(rows[-1], dict):
-            raise RecipeError(
-                f"{path}:{number}: not an object, got {rows[-1]!r:.60}; run again with --overwrite"
-            )
+        if not isinstance(row, dict):
+            raise RecipeError(f"{path}:{number}: not an object, got {row!r:.60}; run again with --overwrite")
+        rows.append((number, row))
     return rows
 
 
