@@ -25,6 +25,7 @@ from lite_medrl.cli import main
 from lite_medrl.measure.ask import ask
 from lite_medrl.model.generate import Sampling
 from lite_medrl.tools import pipeline
+from lite_medrl.tools.closing import paired_tests
 from lite_medrl.tools.compare import Comparison
 from lite_medrl.train.grpo import GRPOTrainer
 from lite_medrl.train.sft import SFTTrainer
@@ -698,9 +699,5 @@ def test_answers_with_odd_line_ends_are_written_and_read_back(tmp_path: Path) ->
             for name, c in (("base", False), ("sft", True))]  # fmt: skip
     append_lines(tmp_path / "completions.jsonl", rows)
     assert lines(tmp_path / "completions.jsonl") == rows
-    job = object.__new__(pipeline.Job)
-    job.folder, job.state = (
-        tmp_path,
-        pipeline.State(stages=[{"name": n, "split": "test"} for n in ("base", "sft")]),
-    )
-    assert job.tests()["sft_vs_base"]["c"] == 1
+    stages = [{"name": name, "split": "test"} for name in ("base", "sft")]
+    assert paired_tests(tmp_path, stages)["sft_vs_base"]["c"] == 1
