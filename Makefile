@@ -9,10 +9,11 @@ RUN ?= runs/quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYTHONUTF8 = 1
 
-.PHONY: help quickstart study parser demo test lint format browser install clean
+.PHONY: help quickstart study eval parser demo test lint format browser install clean
 help:
 	@echo "make quickstart  diagnose, SFT, GRPO and report on the embedded data and model (minutes, no GPU needed)"
 	@echo "make study       the quickstart under three seeds, put together into docs/results/quickstart.json"
+	@echo "make eval        1,000 embedded questions to RUN=$(RUN), with and without the image: docs/results/eval.md"
 	@echo "make parser      a million random texts through the parser, and its speed: docs/results/parser.json"
 	@echo "make demo        ask the models of RUN=$(RUN) in a browser"
 	@echo "make test        ruff, pyright and pytest;  make lint  without pytest;  make format  rewrites"
@@ -46,6 +47,12 @@ study: $(VENV)/.installed
 	for seed in $(SEEDS); do $(BIN)/lite-medrl run examples/quickstart.yaml seed=$$seed \
 		--output_dir runs/study/seed$$seed --overwrite || exit 1; done
 	$(BIN)/lite-medrl pool $(foreach seed,$(SEEDS),runs/study/seed$(seed)) --output docs/results/quickstart.json
+
+# 1,000 embedded questions to the quickstart's last model, with its image, a grey one and another one.
+eval: $(VENV)/.installed
+	$(BIN)/lite-medrl eval $(RUN) --limit 1000 --output_dir evals/quickstart --overwrite
+	cp evals/quickstart/results.json docs/results/eval.json
+	cp evals/quickstart/results.md docs/results/eval.md
 
 parser: $(VENV)/.installed
 	$(BIN)/python tests/fuzz_parser.py --output docs/results/parser.json

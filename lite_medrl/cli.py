@@ -67,7 +67,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
-    takes_recipe = args.verb in (run, diagnose)
+    takes_recipe = args.verb in (run, diagnose, evaluate)
     strangers = [word for word in rest if not takes_recipe or "=" not in word]
     if strangers:
         hint = "; set a value of the recipe by key=value: grpo.max_steps=10" if takes_recipe else ""
@@ -130,6 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
     five.add_argument("second", type=Path, metavar="RUN_B", help="another one, on the same questions")
     five.add_argument("--split", default="test", choices=["test", "validation"], help="default: test")
     five.add_argument("--stage", metavar="NAME", help="base, sft, sft-2, grpo; default: each run's last one")
+    add_eval_flags(verb(evaluate, "eval"))
     verb(doctor, "doctor")
     group = verbs.add_parser("bench", help=BENCH, description=BENCH, allow_abbrev=False)
     benches = group.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
@@ -206,6 +207,48 @@ def add_data_flags(verb: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="convert: the new folder; fetch: instead of the cache",
     )
+
+
+def add_eval_flags(verb: argparse.ArgumentParser) -> None:
+    """What `eval` takes: whom, what, under which protocol, how much of it, and where to."""
+    verb.add_argument(
+        "model", metavar="MODEL", help="a run's folder, a model's folder or hub id, or embedded"
+    )
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe: model.dtype=float16")
+    verb.add_argument("--stage", metavar="NAME", help="of a run: base, sft or grpo (default: its last one)")
+    verb.add_argument("--adapter", type=Path, metavar="DIR", help="an adapter on top of a model")
+    verb.add_argument(
+        "-b", "--benchmark", "--benchmarks", default="embedded", metavar="A,B",
+        help="medvlthinker-6, vqa-rad, slake, ..., any source of `data list`, or a file of your own; "
+        "NAME:PATH where its files lie elsewhere (default: embedded)",
+    )  # fmt: skip
+    verb.add_argument("--protocol", default="lite-v1", metavar="NAME", help="default: lite-v1; see README")
+    verb.add_argument("--split", metavar="NAME", help="default: the one that is reported, usually test")
+    verb.add_argument("--questions", choices=["closed", "open", "all"], help="default: the benchmark's own")
+    verb.add_argument(
+        "--images", default="real,blank,shuffled", metavar="A,B",
+        help="which images are shown: real, and blank and shuffled to see whether they matter (default: all)",
+    )  # fmt: skip
+    for name in ("max-new-tokens", "num-samples", "temperature", "top-p"):
+        kind = int if name in ("max-new-tokens", "num-samples") else float
+        verb.add_argument(
+            f"--{name}", f"--{name.replace('-', '_')}", type=kind, metavar="N",
+            help="instead of the protocol's; its id says so",
+        )  # fmt: skip
+    verb.add_argument("--limit", type=int, metavar="N", help="this many questions of each, drawn by chance")
+    verb.add_argument("--shard", metavar="I/N", help="this part only; all parts go into one output folder")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampled answers (default: 0)")
+    verb.add_argument("--judge", metavar="MODEL", help="a local model that judges open answers as well")
+    verb.add_argument(
+        "--on-error", "--on_error", choices=["stop", "skip"], default="stop",
+        help="at a row or image that cannot be used: stop (default), or leave it out and count it",
+    )  # fmt: skip
+    verb.add_argument(
+        "-o", "--output_dir", "--output-dir", type=Path, metavar="DIR", help="default: evals/NAME"
+    )
+    again = verb.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with the evaluation in DIR")
+    again.add_argument("--overwrite", action="store_true", help="replace the evaluation in DIR")
 
 
 def run(args: argparse.Namespace, show: Show) -> None:
@@ -303,6 +346,26 @@ def compare(args: argparse.Namespace, show: Show) -> None:
     from lite_medrl.tools.compare_runs import compare_runs, describe
 
     found = compare_runs(args.first, args.second, split=args.split, stage=args.stage)
+    show(found, describe(found))
+
+
+def evaluate(args: argparse.Namespace, show: Show) -> None:
+    """Answer benchmarks under a named protocol, with and without the image, and report."""
+    from lite_medrl.tools import evaluate as verb
+    from lite_medrl.tools.eval_page import describe
+
+    changed = ("max_new_tokens", "num_samples", "temperature", "top_p")
+    same = ("model", "protocol", "stage", "adapter", "overrides", "split", "questions", "limit", "seed",
+            "on_error", "judge")  # fmt: skip
+    request = verb.Request(
+        benchmarks=args.benchmark.split(","),
+        images=args.images.split(","),
+        changes={name: getattr(args, name) for name in changed},
+        **{name: getattr(args, name) for name in same},
+    )
+    found = verb.evaluate(
+        request, args.output_dir, shard=args.shard, resume=args.resume, overwrite=args.overwrite
+    )
     show(found, describe(found))
 
 

@@ -36,13 +36,17 @@ class Resolved:
     origins: Mapping[str, str]
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
-    """Read a YAML recipe and lay `section.key=value` overrides over it.
+def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Resolved:
+    """Read a YAML recipe (None: all defaults) and lay `section.key=value` overrides over it.
 
     Raises RecipeError, one line a fault, each with its place, its key and what to do.
     """
-    path = Path(path)
-    values, origins = _read(path)
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    file = "the defaults"
+    if path is not None:
+        file = Path(path).name
+        values, origins = _read(Path(path))
     for override in overrides:
         key, value = _split(override)
         _put(values, key, value)
@@ -52,8 +56,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(error, origins, path.name))) from None
-    refuse_together(recipe, origins, path.name)
+        raise RecipeError("\n".join(_explain(error, origins, file))) from None
+    refuse_together(recipe, origins, file)
     return Resolved(recipe, MappingProxyType({key: origins.get(key, "default") for key in keys()}))
 
 

@@ -24,7 +24,7 @@ def scores(rows: Sequence[Row], *, bootstrap_samples: int = 2000, seed: int = 0)
     """Figures over all rows, and under "by_kind", "by_modality" and "by_answer_type" over their parts.
 
     Each part has n, accuracy with Wilson's interval, and parse_failure_frac; where there are open questions
-    also open: n, exact_match, recall and f1 with bootstrap intervals. Raises ValueError without rows.
+    also open: n, exact_match (Wilson), recall and f1 (bootstrap). Raises ValueError without rows.
     """
     if not rows:
         raise ValueError("needs at least one answer to score")
@@ -61,9 +61,10 @@ def _figures(rows: Sequence[Row], **bootstrap: int) -> Json:
     }
     found = [token_scores(row["greedy"], row["answer"]) for row in rows if not row["options"]]
     if found:
-        figures["open"] = {"n": len(found)} | {
-            name: _mean([score[name] for score in found], **bootstrap) for name in found[0]
-        }
+        means = {name: _mean([score[name] for score in found], **bootstrap) for name in found[0]}
+        exact = sum(score["exact_match"] == 1.0 for score in found)
+        means["exact_match"]["ci95"] = list(wilson_ci(exact, len(found)))
+        figures["open"] = {"n": len(found), **means}
     return figures
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from lite_medrl.data.images import load_image
 from lite_medrl.data.prompts import INSTRUCTION, messages
 from lite_medrl.sections import Prompt
-from lite_medrl.types import DataError, Sample
+from lite_medrl.types import DataError, ImageRef, Sample
 
 
 def encode_prompts(
@@ -20,13 +20,14 @@ def encode_prompts(
     *,
     instruction: str = INSTRUCTION,
     system: str | None = None,
-    blank: bool = False,
+    blank: bool | Sequence[bool] = False,
     device: torch.device | str = "cpu",
 ) -> dict[str, torch.Tensor]:
     """Model inputs for P prompts.
 
     Args:
-        blank: replace every image by a mid-grey one of the same size (the image-reliance baseline).
+        blank: replace every image by a mid-grey one of the same size (the image-reliance baseline); or which
+            of the prompts get grey ones.
 
     Returns:
         input_ids and attention_mask int64 [P, L] (left padded) and what the processor adds, such as
@@ -35,12 +36,18 @@ def encode_prompts(
     Raises:
         DataError: an image that cannot be used, or a prompt without its image tokens; it names the sample.
     """
-    images = [[grey(image) if blank else image for image in images_of(s)] for s in samples]
+    blank_P = [blank] * len(samples) if isinstance(blank, bool) else blank
+    opened: dict[ImageRef, Image.Image] = {}
+    images = [
+        [grey(image) if unseen else image for image in images_of(s, opened)]
+        for s, unseen in zip(samples, blank_P, strict=True)
+    ]
     texts = [
         processor.apply_chat_template(messages(s, instruction, system), add_generation_prompt=True)
         for s in samples
     ]
-    batch = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    shown = images if any(images) else None
+    batch = processor(text=texts, images=shown, padding=True, return_tensors="pt")
     check_image_tokens(processor, batch, samples)
     return {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
 
@@ -51,12 +58,19 @@ def wording(prompt: Prompt) -> dict[str, Any]:
     return {"instruction": instruction, "system": prompt.system}
 
 
-def images_of(sample: Sample) -> list[Image.Image]:
-    """A sample's images in RGB; DataError names the sample and the file whose image cannot be used."""
+def images_of(sample: Sample, opened: dict[ImageRef, Image.Image] | None = None) -> list[Image.Image]:
+    """A sample's images in RGB; those in `opened` are not read again, new ones are put there.
+
+    DataError names the sample and the file whose image cannot be used.
+    """
+    opened = {} if opened is None else opened
     try:
-        return [load_image(ref) for ref in sample.images]
+        for ref in sample.images:
+            if ref not in opened:
+                opened[ref] = load_image(ref)
     except DataError as error:
         raise DataError(f"sample {sample.id}: {error}") from error
+    return [opened[ref] for ref in sample.images]
 
 
 def grey(image: Image.Image) -> Image.Image:

@@ -1,0 +1,173 @@
+"""Puts the questions of a benchmark to a model under a protocol: with their image, a grey one, another one.
+
+The three greedy answers to a question are drawn in one pass: prompts that see one image, as their own or as
+another's, are branches of one tree. Answers that are sampled see the question's own image. Each answer comes
+back as a row for answers.jsonl, the rows of a question together.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lite_medrl.data.answers import judge, parse
+from lite_medrl.measure.protocols import Protocol
+from lite_medrl.measure.shown import Exchange, Shown
+from lite_medrl.model.choices import option_logps
+from lite_medrl.model.encode import encode_prompts
+from lite_medrl.model.generate import Generator, Sampling, generate
+from lite_medrl.types import LETTERS, Sample
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answerer:
+    """The model that is asked, the protocol, and how its answers are drawn.
+
+    `batch_size`: answers drawn at once.
+    """
+
+    model: Any
+    processor: Any
+    protocol: Protocol
+    batch_size: int = 256
+    seed: int = 0
+    generator: Generator = "grouped"
+    max_cache_gib: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Posed:
+    """A question as it is put: in the protocol's words, with the image that is shown."""
+
+    sample: Sample
+    shown: Shown
+    put: Sample
+
+
+def evaluate(
+    answerer: Answerer,
+    samples: Sequence[Sample],
+    exchange: Exchange,
+    *,
+    shown: Sequence[Shown],
+    part: Callable[[Sample], str] = lambda sample: "",
+) -> Iterator[list[Row]]:
+    """The rows of a few questions at a time: for each its greedy answers by image, then the sampled ones.
+
+    Args:
+        samples: questions to ask; open ones are passed over where the protocol chooses among letters.
+        exchange: which other image is shown; a question without one has no "shuffled" row.
+        part: which part of the benchmark a question belongs to.
+    """
+    protocol = answerer.protocol
+    asked = [s for s in exchange.arranged(samples) if s.options or not protocol.choose]
+    together = max(1, answerer.batch_size // max(len(shown), protocol.num_samples))
+    for start in range(0, len(asked), together):
+        batch = asked[start : start + together]
+        asked_Q = [posed(protocol, sample, shown, exchange) for sample in batch]
+        greedy = iter(greedy_texts(answerer, [one for ones in asked_Q for one in ones]))
+        rows: list[Row] = []
+        for ones, texts in zip(asked_Q, sampled_texts(answerer, batch), strict=True):
+            for one, (said, more) in zip(ones, greedy, strict=False):
+                rows.append(whole_row(one, said, protocol, part(one.sample)) | more)
+            rows += [short_row(ones[0].sample, i, text, protocol) for i, text in enumerate(texts, 1)]
+        yield rows
+
+
+def posed(protocol: Protocol, sample: Sample, shown: Sequence[Shown], exchange: Exchange) -> list[Posed]:
+    """The question once for every image that is shown with it."""
+    put = replace(sample, question=protocol.words(sample), options=())
+    other = replace(put, images=exchange.other[sample.images])
+    return [
+        Posed(sample, one, other if one == "shuffled" else put)
+        for one in shown
+        if one != "shuffled" or exchange.possible(sample)
+    ]
+
+
+def greedy_texts(answerer: Answerer, asked: Sequence[Posed]) -> list[tuple[str, Row]]:
+    """The greedy answer to each, or the likeliest letter; with it what else its row tells."""
+    inputs = encoded(answerer, [one.put for one in asked], [one.shown == "blank" for one in asked])
+    if answerer.protocol.choose:
+        letters_Q = [LETTERS[: len(one.sample.options)] for one in asked]
+        logps_Q = option_logps(answerer.model, answerer.processor, inputs, letters_Q)
+        return [(LETTERS[logps.index(max(logps))], {"option_logps": logps}) for logps in logps_Q]
+    found = generate(
+        answerer.model,
+        answerer.processor,
+        inputs,
+        num_generations=1,
+        sampling=Sampling(answerer.protocol.max_new_tokens, temperature=0.0),
+        generator=answerer.generator,
+        max_cache_gib=answerer.max_cache_gib,
+    )
+    return [(group[0].text, {}) for group in found]
+
+
+def sampled_texts(answerer: Answerer, samples: Sequence[Sample]) -> list[list[str]]:
+    """The protocol's sampled answers to each question; their streams belong to the seed and the id."""
+    protocol = answerer.protocol
+    if not protocol.num_samples:
+        return [[] for _ in samples]
+    put = [replace(s, question=protocol.words(s), options=()) for s in samples]
+    found = generate(
+        answerer.model,
+        answerer.processor,
+        encoded(answerer, put, [False] * len(put)),
+        num_generations=protocol.num_samples,
+        sampling=Sampling(protocol.max_new_tokens, protocol.temperature, protocol.top_p, protocol.top_k),
+        seed=answerer.seed,
+        keys_P=[zlib.crc32(s.id.encode()) for s in samples],
+        generator=answerer.generator,
+        max_cache_gib=answerer.max_cache_gib,
+    )
+    return [[completion.text for completion in group] for group in found]
+
+
+def encoded(answerer: Answerer, put: Sequence[Sample], blank: Sequence[bool]) -> dict[str, Any]:
+    """Model inputs of questions whose text is complete already."""
+    device = next(answerer.model.parameters()).device
+    system = answerer.protocol.system
+    return encode_prompts(answerer.processor, put, instruction="", system=system, blank=blank, device=device)
+
+
+def short_row(sample: Sample, number: int, text: str, protocol: Protocol, shown: Shown = "real") -> Row:
+    """What an answer is and how the protocol reads it; number 0 is greedy, 1 and more are sampled."""
+    options = sample.options or None
+    reading = parse(text, options=options, profile=protocol.profile)
+    verdict = judge(text, sample.answer, options=options, profile=protocol.profile)
+    return {
+        "id": sample.id,
+        "shown": shown,
+        "number": number,
+        "text": text,
+        "parsed": reading.value,
+        "failure": reading.failure,
+        "correct": verdict.correct,
+        "score": verdict.score if verdict.counted else None,
+    }
+
+
+def whole_row(one: Posed, text: str, protocol: Protocol, part: str) -> Row:
+    """A greedy answer with its question, and how our own rule reads it."""
+    sample, options = one.sample, one.sample.options or None
+    row = short_row(sample, 0, text, protocol, one.shown)
+    ours = judge(text, sample.answer, options=options)
+    theirs = judge(text, sample.answer, options=options, profile=protocol.profile)
+    return row | {
+        "has_format": parse(text, options=options).has_format,
+        "lite_v1": ours.correct,
+        "parts": dict(theirs.parts),
+        "part": part,
+        "question": sample.question,
+        "options": list(sample.options),
+        "answer": sample.answer,
+        "kind": sample.kind,
+        "modality": sample.modality,
+        "source": sample.source,
+        "split": sample.split,
+    }
