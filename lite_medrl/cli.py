@@ -126,7 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     four.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the JSON there as well")
     five = verb(compare, "compare")
-    five.add_argument("first", type=Path, metavar="RUN_A", help="output directory of a finished run")
+    five.add_argument("first", type=Path, metavar="RUN_A", help="output directory of a finished run or eval")
     five.add_argument("second", type=Path, metavar="RUN_B", help="another one, on the same questions")
     five.add_argument("--split", default="test", choices=["test", "validation"], help="default: test")
     five.add_argument("--stage", metavar="NAME", help="base, sft, sft-2, grpo; default: each run's last one")

@@ -394,6 +394,37 @@ def test_open_answers_and_their_judge(tmp_path: Path) -> None:
     assert "accepted by the judge" in (tmp_path / "x" / "results.md").read_text()
 
 
+def test_two_evaluations_are_paired(whole: Path, a_run: Path, tmp_path: Path, capfd: Any) -> None:
+    other = tmp_path / "other"
+    assert run(other, *FAST, "--adapter", str(a_run / "adapters" / "sft")) == 0
+    capfd.readouterr()
+    assert main(["compare", str(whole), str(other), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    right = [
+        {r["id"]: r["correct"] for r in lines(folder) if not r["number"] and r["shown"] == "real"}
+        for folder in (whole, other)
+    ]
+    assert found["n"] == 12
+    assert found["difference"] == pytest.approx(sum(right[1].values()) / 12 - sum(right[0].values()) / 12)
+    assert found["mcnemar"]["b"] == sum(right[0][i] and not right[1][i] for i in right[0])
+    assert (found["split"], found["a"]["stage"], found["b"]["stage"]) == (
+        "data.jsonl/test",
+        "base",
+        "adapter",
+    )
+    assert found["a"]["pass_at_k"] == results(whole)["benchmarks"][0]["sampled"]["pass_at_k"]
+    assert found["one_protocol"]
+    assert run(tmp_path / "mv", *FAST, "--protocol", "medvlthinker") == 0
+    capfd.readouterr()
+    assert main(["compare", str(whole), str(tmp_path / "mv")]) == 0
+    assert "two protocols" in capfd.readouterr().out
+    (other / "results.json").unlink()
+    assert main(["compare", str(whole), str(other)]) == 2
+    assert "is not finished" in capfd.readouterr().err
+    assert main(["compare", str(whole), str(a_run)]) == 2
+    assert "no results.json" in capfd.readouterr().err
+
+
 def test_shards() -> None:
     assert Shard.read(None) == Shard(1, 1)
     assert Shard.read("2/4").file == "answers-2-of-4.jsonl"

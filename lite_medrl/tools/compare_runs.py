@@ -1,4 +1,4 @@
-"""Is run B better than run A? Two finished runs on the same questions, paired question by question.
+"""Is run B better than run A? Two runs or evaluations of the same questions, paired question by question.
 
 Each run brings one stage: the last one measured on the split, or the one named. Only greedy answers are
 tested; the sampled ones give mean@K, maj@K and Pass@K beside its chance line. Intervals are Wilson's for an
@@ -14,6 +14,7 @@ from typing import Any
 from lite_medrl.measure.pool import read_results
 from lite_medrl.measure.scores import PARTS, label, scores
 from lite_medrl.measure.statistics import mcnemar, paired_bootstrap
+from lite_medrl.tools.eval_side import evaluation_side, is_evaluation
 from lite_medrl.tools.report.run import read_lines
 from lite_medrl.types import RecipeError
 
@@ -33,13 +34,19 @@ def compare_runs(first: Path, second: Path, *, split: str = "test", stage: str |
     split, or the questions differ.
     """
     sides = {"a": _side(first, split, stage), "b": _side(second, split, stage)}
+    if is_evaluation(first) != is_evaluation(second):
+        raise RecipeError(
+            f"{first} and {second}: a run and an evaluation; evaluate both, or compare two runs"
+        )
     rows_a, rows_b = (side.pop("rows") for side in sides.values())
     _check_alike(rows_a, rows_b, (first, second))
     pairs = [(rows_a[name], rows_b[name]) for name in rows_a]
+    protocols = dict.fromkeys(side["protocol"] for side in sides.values())
     return {
-        "split": split,
+        "split": sides["a"]["split"],
         "n": len(pairs),
-        "protocol": "lite-v1",
+        "protocol": " and ".join(protocols),
+        "one_protocol": len(protocols) == 1,
         **sides,
         **_tested(pairs),
         **{f"by_{part}": _by(part, pairs) for part in PARTS},
@@ -49,9 +56,9 @@ def compare_runs(first: Path, second: Path, *, split: str = "test", stage: str |
 def describe(found: Json) -> str:
     """The comparison as lines of text."""
     sides = (found["a"], found["b"])
-    lines = [
-        f"{sides[0]['scores']['n']} questions of the {found['split']} split, read by {found['protocol']}"
-    ]
+    lines = [f"{found['n']} questions of the {found['split']} split, read by {found['protocol']}"]
+    if not found["one_protocol"]:
+        lines.append("two protocols: the difference is theirs as well as the models'")
     lines += [f"{name}  {_line(side)}" for name, side in zip("AB", sides, strict=True)]
     lines += [text for name, side in zip("AB", sides, strict=True) if (text := _sampled_line(name, side))]
     test = found["mcnemar"]
@@ -70,7 +77,9 @@ def describe(found: Json) -> str:
 
 
 def _side(folder: Path, split: str, stage: str | None) -> Json:
-    """One run's stage: where it is from, its scores, and its rows by question."""
+    """One run's stage, or an evaluation: where it is from, its scores, and its rows by question."""
+    if is_evaluation(folder):
+        return evaluation_side(folder)
     stages = [row for row in read_results(folder)["stages"] if row["split"] == split]
     names = [row["name"] for row in stages]
     if not names or (stage is not None and stage not in names):
@@ -84,6 +93,8 @@ def _side(folder: Path, split: str, stage: str | None) -> Json:
     return {
         "run": str(folder),
         "stage": chosen["name"],
+        "protocol": "lite-v1",
+        "split": split,
         "scores": scores(list(rows.values())),
         **sampled,
         "rows": rows,
