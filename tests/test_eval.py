@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,23 @@ def test_greedy_answers_are_the_models_own(whole: Path) -> None:
         asked = ask(loaded.model, loaded.processor, samples, blank=blank, **greedy)
         assert [found[a.sample.id, shown] for a in asked] == [a.greedy for a in asked]
     other = exchange(samples).other
+    moved = [replace(s, images=other[s.images]) for s in samples]
+    asked = ask(loaded.model, loaded.processor, moved, **greedy)
+    assert [found[a.sample.id, "shuffled"] for a in asked] == [a.greedy for a in asked]
+    assert [a.greedy for a in asked] != [found[s.id, "real"] for s in samples]
     for sample in samples:
         own, seen = (load_image(refs[0]).getpixel((0, 0)) for refs in (sample.images, other[sample.images]))
         assert own != seen
+
+
+def test_the_seed_draws_other_answers(whole: Path, tmp_path: Path) -> None:
+    assert run(tmp_path / "x", *FAST, "--images", "real", "--seed", "1") == 0
+    one, other = (
+        {(r["id"], r["number"]): r["text"] for r in lines(folder) if r["shown"] == "real"}
+        for folder in (whole, tmp_path / "x")
+    )
+    assert all(one[key] == other[key] for key in one if not key[1])
+    assert any(one[key] != other[key] for key in one if key[1])
 
 
 def test_figures_come_from_the_rows(whole: Path) -> None:
