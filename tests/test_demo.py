@@ -219,6 +219,10 @@ def test_a_run_without_grpo_has_two_stages_and_says_so(run_dir: Path, tmp_path: 
     assert "This run has no GRPO stage." in page.header(comparison)
     assert "not finished" not in page.header(comparison)
     assert page.scores(tmp_path) is None
+    assert "too few" not in str(page.scores(run))
+    row = {"name": "base", "split": "test", "n": 5, "acc_at_1": 1.0, "acc_at_1_ci95": [0.57, 1.0]}
+    (tmp_path / "results.json").write_text(json.dumps({"stages": [row]}))
+    assert "n = 5: too few questions to compare" in str(page.scores(tmp_path))
 
 
 def test_a_run_that_was_stopped_shows_what_is_there_and_says_what_is_missing(

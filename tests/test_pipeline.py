@@ -23,9 +23,10 @@ from transformers import AutoProcessor
 
 from lite_medrl.cli import main
 from lite_medrl.measure.ask import ask
+from lite_medrl.measure.statistics import bootstrap_ci, wilson_ci
 from lite_medrl.model.generate import Sampling
 from lite_medrl.tools import pipeline
-from lite_medrl.tools.closing import paired_tests
+from lite_medrl.tools.closing import baseline, paired_tests
 from lite_medrl.tools.compare import Comparison
 from lite_medrl.train.grpo import GRPOTrainer
 from lite_medrl.train.sft import SFTTrainer
@@ -245,6 +246,7 @@ def test_decisions_baselines_and_tests(straight: Run) -> None:
     assert baselines["majority"]["acc"] == pytest.approx(sum(commonest) / 12)
     assert baselines["chance"]["acc"] == pytest.approx(sum(1 / len(s.options) for s in test) / 12)
     assert baselines["blank_image"]["stage"] == "grpo"
+    assert baselines["majority"]["ci95"] == list(wilson_ci(sum(commonest), 12))
     for row in baselines.values():
         assert (row["n"], row["split"]) == (12, "test")
         assert row["ci95"][0] <= row["acc"] <= row["ci95"][1]
@@ -257,6 +259,15 @@ def test_decisions_baselines_and_tests(straight: Run) -> None:
         assert (found["b"], found["c"]) == (pairs.count((True, False)), pairs.count((False, True)))
         assert found["difference"] == pytest.approx((sum(after) - sum(before)) / 12)
         assert 0 < found["p"] <= 1
+
+
+def test_a_baseline_of_rights_and_wrongs_has_wilsons_interval() -> None:
+    assert baseline([1.0] * 5)["ci95"] == list(wilson_ci(5, 5))
+    assert baseline([0.0, 1.0, 0.0])["ci95"] == list(wilson_ci(1, 3))
+    shares = [0.5, 0.25, 0.25]  # chances of guessing
+    found = baseline(shares, bootstrap_samples=200, seed=5)
+    assert found["ci95"] == list(bootstrap_ci(shares, bootstrap_samples=200, seed=5))
+    assert (found["acc"], found["n"]) == (pytest.approx(1 / 3), 3)
 
 
 def test_what_the_run_cost_and_ran_on(straight: Run) -> None:

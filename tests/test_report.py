@@ -308,6 +308,16 @@ def test_numbers_are_those_of_the_results(folder: Path) -> None:
             assert cells[11] == f"{row['seconds']:.0f}\u202fs"
 
 
+def test_few_questions_are_said_in_the_headline_and_above_each_table(tmp_path: Path, fresh: Path) -> None:
+    fake_run(tmp_path / "few", n=9)
+    told, few = Page(write_report(tmp_path / "few")).text, "n = 9: too few questions to compare"
+    assert told.count(f"intervals. {few}.") == 2
+    assert f"({few})." in verdict(read_run(tmp_path / "few"))
+    assert "too few" not in Page(write_report(fresh)).text
+    fake_run(tmp_path / "base", ("base",), n=9, overrides=OFF)
+    assert verdict(read_run(tmp_path / "base")).endswith(f"of the test questions correctly ({few}).")
+
+
 def test_baselines_and_paired_tests_are_those_of_the_results(folder: Path) -> None:
     page, results = Page(folder / "report.html"), json.loads((folder / "results.json").read_text())
     found = results["baselines"]

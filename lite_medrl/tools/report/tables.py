@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lite_medrl.measure.statistics import too_few
 from lite_medrl.tools.report.markup import NONE, Html, join, row_of, table, tag
 from lite_medrl.tools.report.run import Run
 from lite_medrl.tools.report.svg import sign
@@ -33,7 +34,8 @@ MEANINGS = {
     "largest K at which guessing stays low enough.",
     "Gap": "Pass@K less Acc@1 at that K: what choosing better among its own answers could still win.",
     "Format failures": "single answers that do not keep the asked form (reasoning, then answer).",
-    "95 % interval": "by bootstrap over the questions: where the figure may lie for others like these.",
+    "95 % interval": "where the figure may lie for other such questions: Wilson's interval for shares of "
+    "right answers (Acc@1, blank image, commonest answer), by bootstrap over the questions for the others.",
     "McNemar": "an exact paired test on the questions where two stages differ; p below 0.05 counts as "
     "significant. The p values are not corrected for several tests.",
     "SFT": "supervised fine-tuning: the model imitates written reasoning and right answers.",
@@ -48,15 +50,22 @@ def results_section(run: Run) -> Html:
     meanings = [join([tag("dt", name), tag("dd", meaning)]) for name, meaning in MEANINGS.items()]
     parts = [
         tag("h2", f"Results on the test split ({run.test[0]['n']} questions)"),
-        tag("p", f"Small figures: 95{NARROW}% intervals.", class_="aside"),
+        about_intervals(run.test[0]["n"]),
         stages_table(run.test, run.baselines),
         tests_table(run.results.get("tests") or {}),
         tag("details", tag("summary", "What the columns mean"), tag("dl", *meanings)),
     ]
     if validation:
         told = tag("summary", "The same on the validation split, where the decisions were made")
-        parts.append(tag("details", told, stages_table(validation, {})))
+        about = about_intervals(validation[0]["n"])
+        parts.append(tag("details", told, about, stages_table(validation, {})))
     return join(parts)
+
+
+def about_intervals(n: int) -> Html:
+    """What the small figures are, and whether there are too few questions for them to say much."""
+    told = [f"Small figures: 95{NARROW}% intervals.", f"{too_few(n)}." if too_few(n) else None]
+    return tag("p", join(told, " "), class_="aside")
 
 
 def stages_table(rows: Sequence[Json], baselines: Json) -> Html:
