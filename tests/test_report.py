@@ -499,7 +499,7 @@ def test_base_alone(tmp_path: Path) -> None:
     for name in ("metrics.jsonl", "completions.jsonl"):
         page = Page(write_report(tmp_path))
         assert "Nothing was trained: the base model answers" in page.text
-        assert "grpo.enabled = false" in page.text
+        assert "this is a diagnosis, which trains nothing" in page.text
         assert "training" not in [a.get("id") for _, a in page.elements]
         (tmp_path / name).unlink()
     page = Page(write_report(tmp_path))
@@ -538,7 +538,7 @@ def test_a_decision_against_the_rule_says_so(tmp_path: Path) -> None:
     assert "is used up (sft.max_rounds = 1) and GRPO begins with support still below" in page.text
     results = fake_run(tmp_path, ("base",), n=24, overrides=OFF, skill={"base": -9.0})
     page = Page(write_report(tmp_path))
-    assert "Decision: nothing more is trained, though the rule asks for SFT" in page.text
+    assert "Decision: nothing is trained; the rule asks for SFT" in page.text
 
 
 def places(page: Page, kind: str) -> list[tuple[float, float]]:

@@ -60,6 +60,8 @@ def label(name: str) -> str:
 def decided(row: Json) -> str:
     """A decision in a few words: what the run does, and whether the rule asked for that."""
     rule, action = label(row.get("rule", row["action"])), label(row["action"])
+    if row["action"] == "stop" and row.get("after") == "base":
+        return f"nothing is trained; the rule asks for {rule}"
     if row["action"] == "stop":
         return f"nothing more is trained, though the rule asks for {rule}"
     return f"{action}, as the rule asks" if rule == action else f"{action}, though the rule asks for {rule}"
