@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
+from lite_medrl import __version__
 from lite_medrl.cli import main
 from lite_medrl.measure.ask import ask
 from lite_medrl.measure.statistics import bootstrap_ci, wilson_ci
@@ -278,6 +281,10 @@ def test_what_the_run_cost_and_ran_on(straight: Run) -> None:
     assert 0.2 < results["peak_gib"]["rss"] < 4
     assert results["peak_gib"]["cuda"] is None
     assert results["versions"]["torch"] == torch.__version__
+    assert results["versions"]["lite-medrl"] == __version__
+    assert results["machine"]["cpu_cores"] == os.cpu_count()
+    ago = datetime.now(UTC) - datetime.fromisoformat(results["date"])
+    assert timedelta(seconds=-1) < ago < timedelta(hours=1)
     assert {"transformers", "trl", "peft", "bitsandbytes", "datasets", "python"} <= set(results["versions"])
     assert results["command"] == "lite-medrl run mine.yaml"
     assert results["seed"] == 5

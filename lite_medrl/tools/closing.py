@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
+from lite_medrl import __version__
 from lite_medrl.tools.progress import Bar
 from lite_medrl.tools.run_folder import Json
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
 
 def baselines(job: Any) -> Json:
@@ -88,6 +94,19 @@ def parameter_counts(model: Any) -> Json:
     """How many parameters there are and how many are trained (4-bit ones counted as weights, not bytes)."""
     trained, total = model.get_nb_trainable_parameters()
     return {"parameters": total, "trained_parameters": trained}
+
+
+def versions() -> dict[str, str]:
+    """lite-medrl's own version, those of the libraries that its figures hang on, and Python's."""
+    found = {name: version(name) for name in PACKAGES}
+    return {"lite-medrl": __version__, **found, "python": python_version()}
+
+
+def machine() -> Json:
+    """The card, or the kind of CPU where there is none, and the number of CPU cores."""
+    from lite_medrl.tools.doctor import device
+
+    return {"name": device()["name"], "cpu_cores": os.cpu_count()}
 
 
 def peak_gib() -> dict[str, float | None]:

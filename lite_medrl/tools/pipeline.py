@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,6 @@ from lite_medrl.tools.run_folder import (
     write_text,
 )
 from lite_medrl.types import RecipeError, Sample
-
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
 
 def run(
@@ -291,19 +289,21 @@ class Job:
     # ------------------------------------------------------------------------------------------------
     def finish(self, start: float, command: str) -> Json:
         """Baselines, tests, results.json, report.html."""
-        from lite_medrl.tools.closing import baselines, paired_tests, parameter_counts, peak_gib
+        from lite_medrl.tools import closing
         from lite_medrl.tools.report import write_report
 
         mark = time.perf_counter()
         results = {
             "stages": self.state.stages,
             "decisions": self.state.decisions,
-            "baselines": baselines(self),
-            "tests": paired_tests(self.folder, self.state.stages),
+            "baselines": closing.baselines(self),
+            "tests": closing.paired_tests(self.folder, self.state.stages),
             "seconds": self.state.seconds,
-            "peak_gib": peak_gib(),
+            "peak_gib": closing.peak_gib(),
             "data": {"source": self.recipe.data.source, "left_out": self.left_out},
-            "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
+            "versions": closing.versions(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": closing.machine(),
             "command": command,
             "seed": self.recipe.seed,
             "model": {
@@ -311,7 +311,7 @@ class Job:
                 "fingerprint": self.state.base,
                 "device": self.policy.device,
                 "dtype": str(self.policy.dtype).removeprefix("torch."),
-                **parameter_counts(self.model),
+                **closing.parameter_counts(self.model),
             },
         }
         self.note("report", time.perf_counter() - mark)
