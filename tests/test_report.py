@@ -498,6 +498,10 @@ def test_gallery_marks_gold_and_every_answer(folder: Path) -> None:
     assert len(page.of("span", "yes")) == page.text.count("\u2713 right") == right
     assert len(page.of("span", "no")) == page.text.count("\u2717 wrong") == 3 * count - right
     assert len(page.of("details")) >= 3 * count
+    assert page.words.count("no answer found") == sum(
+        row["failure"] == "no_answer" for case in chosen for row in case.rows
+    )
+    assert "no answer found" in page.words
 
 
 @pytest.mark.parametrize(
