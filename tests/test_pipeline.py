@@ -31,6 +31,7 @@ from lite_medrl.model.generate import Sampling
 from lite_medrl.tools import pipeline
 from lite_medrl.tools.closing import baseline, paired_tests
 from lite_medrl.tools.compare import Comparison
+from lite_medrl.tools.run_folder import is_finished
 from lite_medrl.train.grpo import GRPOTrainer
 from lite_medrl.train.sft import SFTTrainer
 
@@ -367,14 +368,42 @@ def test_two_runs_with_one_seed_agree_but_for_times(straight: Run, resumed: Run)
         assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_resuming_a_finished_run_trains_nothing(straight: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = straight.results
-    monkeypatch.setattr("lite_medrl.train.stages.run_sft", None)
-    monkeypatch.setattr("lite_medrl.train.stages.run_grpo", None)
-    assert main(["run", str(straight.recipe), "-o", str(straight.folder), "--resume"]) == 0
-    after = straight.results
-    for name in ("stages", "decisions", "baselines", "tests"):
-        assert after[name] == before[name]
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_resuming_a_finished_run_leaves_it_as_it_is(
+    straight: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(straight.folder)
+    monkeypatch.setattr("lite_medrl.model.load.load_for", None)  # not even the model is loaded
+    assert main(["run", str(straight.recipe), "-o", str(straight.folder), "--resume", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out) == straight.results
+    assert f"{straight.folder} is finished, so it stays as it is; --overwrite makes it again" in err
+    assert contents(straight.folder) == before
+
+
+def test_a_run_without_its_report_is_not_finished(straight: Run, tmp_path: Path) -> None:
+    for name in ("report.html", "results.json"):
+        folder = tmp_path / name
+        shutil.copytree(straight.folder, folder)
+        assert is_finished(folder)
+        (folder / name).unlink()
+        assert not is_finished(folder)
+    assert main(["run", str(straight.recipe), "-o", str(folder), "--resume"]) == 0
+    assert is_finished(folder)
+    assert Run(folder, straight.recipe).results["stages"] == straight.results["stages"]
+
+
+@pytest.mark.parametrize("verb", ["run", "diagnose"])
+def test_there_must_be_a_run_to_resume(verb: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path, folder = write(tmp_path), tmp_path / "run"
+    for _ in range(2):  # not there, then empty
+        assert main([verb, str(path), "-o", str(folder), "--resume"]) == 2
+        assert f"output_dir: {folder} holds no run to go on with; check the path" in capfd.readouterr().err
+        assert not folder.exists() or not any(folder.iterdir())
+        folder.mkdir(exist_ok=True)
 
 
 # --- adapters -----------------------------------------------------------------------------------------------
@@ -622,9 +651,6 @@ def test_packing_that_the_model_cannot_do_is_refused_before_anything_is_written(
 def test_an_occupied_directory_stays_as_it_is(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], straight: Run
 ) -> None:
-    def contents(folder: Path) -> dict[str, bytes]:
-        return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
     path, folder = write(tmp_path), tmp_path / "run"
     folder.mkdir()
     (folder / "thesis.tex").write_text("years of work")
@@ -705,6 +731,7 @@ def test_a_run_is_not_resumed_on_another_base(
     progress = json.loads((folder / "progress.json").read_text())
     assert len(progress["base"]) == 16
     assert straight.results["model"]["fingerprint"] == progress["base"]
+    (folder / "results.json").unlink()  # as if it had been stopped before its end
     (folder / "progress.json").write_text(json.dumps(progress | {"base": "0" * 16}))
     assert main(["run", str(straight.recipe), "-o", str(folder), "--resume"]) == 2
     assert "was begun on another base" in capsys.readouterr().err
