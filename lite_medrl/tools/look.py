@@ -1,4 +1,4 @@
-"""`data inspect --row`: a row as the model will see it, token by token: text, image tokens, what is trained.
+"""`data inspect --row`: a row as the model will see it, in pieces: text, image tokens, what is trained.
 
 The tokens and their labels come from the collator that SFT uses, not from a second idea of it.
 """
