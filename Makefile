@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	Python 3.11 or newer; name another with: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) has no venv module; \
 	on Debian: apt-get install python3-venv" >&2; exit 1; }
-	@echo "installing into $(VENV), once; this takes a few minutes"
+	@echo "installing into $(VENV), once; this takes one to three minutes"
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	@touch $@

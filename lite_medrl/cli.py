@@ -409,13 +409,16 @@ def bench_all(args: argparse.Namespace, show: Show) -> int:
 
 def table(results: dict[str, Any]) -> str:
     """The stages of results.json, one a line, and what was decided after which."""
+    from lite_medrl.measure.statistics import too_few
+
     lines = [f"{'stage':<8}{'split':<12}{'n':>5}  {'Acc@1 [95 %]':<22}{'support':>8}  format failures"]
     for row in results["stages"]:
         low, high = row["acc_at_1_ci95"]
         start = f"{row.get('name', row['stage']):<8}{row['split']:<12}{row['n']:>5}"
         accuracy = f"{row['acc_at_1']:.3f} [{low:.3f}, {high:.3f}]"
         lines.append(f"{start}  {accuracy:<22}{row['support']:>8.3f}  {row['format_failure_frac']:.1%}")
-    return "\n".join([*lines, *map(decision, results.get("decisions", []))])
+    few = dict.fromkeys(too_few(row["n"]) for row in results["stages"])
+    return "\n".join([*lines, *filter(None, few), *map(decision, results.get("decisions", []))])
 
 
 def decision(row: dict[str, Any]) -> str:

@@ -272,6 +272,11 @@ def test_inspect_may_pass_over_faults(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert main(["data", "inspect", str(path), "--json"]) == 2
     assert main(["data", "inspect", str(path), "--on-error", "skip"]) == 0
     assert "fields that nothing reads: colour" in capfd.readouterr().out
+    assert main(["data", "inspect", str(path), "--on-error", "skip"]) == 0
+    told = capfd.readouterr().out.splitlines()
+    assert "    options: yes | no" in told
+    assert f"    images: {tmp_path}/a.png" in told
+    assert "    subject:" in told  # nothing is known: no None
     assert main(["data", "inspect", str(path), "--on-error", "skip", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert (found["rows"], found["questions"], found["skipped"], found["unknown_fields"]) == (

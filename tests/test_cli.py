@@ -189,6 +189,12 @@ def test_results_as_a_table() -> None:
     assert row.split() == ["base", "test", "480", "0.400", "[0.355,", "0.446]", "0.123", "2.5%"]
 
 
+def test_few_questions_are_said_once_below_the_table() -> None:
+    (row,) = RESULTS["stages"]
+    rows = [row, row | {"split": "validation", "n": 9}, row | {"n": 9}]
+    assert table({"stages": rows}).splitlines()[4:] == ["n = 9: too few questions to compare"]
+
+
 def test_decisions_stand_below_the_table() -> None:
     row = {"after": "sft", "rule": "sft", "action": "grpo", "support": -0.05, "rule_k": 2, "threshold": 0.5}
     assert table(RESULTS | {"decisions": [row]}).splitlines()[2:] == [

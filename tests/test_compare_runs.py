@@ -11,7 +11,7 @@ from scipy import stats
 
 from lite_medrl import cli
 from lite_medrl.measure.statistics import paired_bootstrap, wilson_ci
-from lite_medrl.tools.compare_runs import compare_runs, describe
+from lite_medrl.tools.compare_runs import compare_runs, describe, verdict
 from lite_medrl.types import RecipeError
 
 KINDS = ("organ", "sign")
@@ -82,6 +82,30 @@ def test_text(runs: tuple[Path, Path]) -> None:
     assert "1 right in A only, 4 in B only; p = 0.38 exact, 0.22 mid-p, 0.37 with continuity" in text
     assert "A  mean@K 0.250, maj@1 0.250, maj@4 0.500, Pass@1 0.250 (chance 0.400), Pass@4 0.750" in text
     assert "kind organ (n = 4): 0.250 -> 0.750, +0.500 [" in text
+    assert text.endswith("\nn = 8: too few questions to compare.")
+
+
+def test_the_verdict_needs_the_interval_and_the_test(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", {"grpo": [False] * 30 + [True] * 10})
+    better = write_run(tmp_path / "b", {"grpo": [True] * 8 + [False] * 22 + [True] * 10})
+    slightly = write_run(tmp_path / "c", {"grpo": [True] * 5 + [False] * 25 + [True] * 10})
+    found = compare_runs(first, better)
+    low, high = (100 * bound for bound in found["difference_ci95"])
+    assert found["mcnemar"]["p"] == pytest.approx(2 / 2**8)
+    assert 0 < low < 20 < high
+    assert found["verdict"] == f"B is better: +20.0 points [{low:.1f}, {high:.1f}]."
+    assert describe(found).splitlines()[-1] == found["verdict"]
+    assert compare_runs(better, first)["verdict"] == f"A is better: +20.0 points [{low:.1f}, {high:.1f}]."
+    open_ = compare_runs(first, slightly)
+    assert open_["difference_ci95"][0] > 0  # the interval alone would say B
+    assert open_["mcnemar"]["p"] == pytest.approx(2 / 2**5)
+    assert open_["verdict"] == "No difference can be told from n = 40 questions."
+    assert compare_runs(first, first)["verdict"] == open_["verdict"]
+
+
+def test_the_verdict_where_the_interval_holds_0() -> None:
+    tested = {"difference": 0.1, "difference_ci95": [0.0, 0.2], "mcnemar": {"p": 0.01}}
+    assert verdict(tested, 99) == "No difference can be told from n = 99 questions."
 
 
 def test_stage_and_order(runs: tuple[Path, Path]) -> None:

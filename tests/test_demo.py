@@ -25,11 +25,13 @@ import torch
 from PIL import Image
 
 from lite_medrl.cli import main
-from lite_medrl.data.answers import parse
+from lite_medrl.data.answers import FAILURES, parse
 from lite_medrl.recipe import load_recipe
 from lite_medrl.tools import cards, demo
 from lite_medrl.tools.compare import Comparison, Reply, in_turn, spread
 from lite_medrl.tools.invocation import command
+from lite_medrl.tools.report.words import FAILURES as NAMED
+from lite_medrl.tools.report.words import failure
 from lite_medrl.types import DataError, ImageRef, ModelError, RecipeError, Sample
 
 REPO = Path(__file__).parents[1]
@@ -219,6 +221,10 @@ def test_a_run_without_grpo_has_two_stages_and_says_so(run_dir: Path, tmp_path: 
     assert "This run has no GRPO stage." in page.header(comparison)
     assert "not finished" not in page.header(comparison)
     assert page.scores(tmp_path) is None
+    assert "too few" not in str(page.scores(run))
+    row = {"name": "base", "split": "test", "n": 5, "acc_at_1": 1.0, "acc_at_1_ci95": [0.57, 1.0]}
+    (tmp_path / "results.json").write_text(json.dumps({"stages": [row]}))
+    assert "n = 5: too few questions to compare" in str(page.scores(tmp_path))
 
 
 def test_a_run_that_was_stopped_shows_what_is_there_and_says_what_is_missing(
@@ -361,15 +367,31 @@ def test_a_card_names_what_went_wrong() -> None:
     html = cards.answered(
         ["base"], [reply("it is an axial", "base", False, options=("lung", "liver"))], sample()
     )
-    for text in (
-        "no answer",
-        "\u2717 wrong",
-        "format not kept",
-        "no answer found",
-        "All it wrote",
-        "it is an axial",
-    ):
-        assert text in html
+    told = ("no answer found", "\u2717 wrong", "format not kept", "All it wrote", "it is an axial")
+    assert [html.count(text) for text in told] == [1] * 5
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("spleen", "outside the options"),
+        ("", "empty answer"),
+        ("lung or liver", "two answers that differ"),
+        ("A. liver", "letter and text disagree"),
+    ],
+)
+def test_an_answer_that_is_no_option_is_called_what_it_is(said: str, told: str) -> None:
+    """The format is kept: what stood in <answer> is shown with the reasoning, as no option stands for it."""
+    text = f"<think> a brown organ . </think><answer> {said} </answer>"
+    html = cards.answered(["sft"], [reply(text, correct=False, options=("lung", "liver"))], sample())
+    assert f'<div class="lm-answer"><span class="lm-none">{told}</span></div>' in html
+    assert "no answer" not in html
+    assert "All it wrote" in html
+    assert f"&lt;answer&gt; {said} &lt;/answer&gt;" in html
+
+
+def test_every_failure_of_the_parser_has_words() -> None:
+    assert set(FAILURES) == set(NAMED)
 
 
 def test_a_stage_that_has_not_answered_is_waited_for() -> None:
@@ -615,7 +637,7 @@ def shown(reply: Reply) -> tuple[str, str]:
     """What a card reads."""
     names = {"base": "Base", "sft": "SFT", "grpo": "GRPO"}
     letter = f"{reply.answer.label}" if reply.answer.label else ""
-    return names[reply.stage], f"{letter}{reply.answer.value}" if reply.answer.value else "no answer"
+    return names[reply.stage], f"{letter}{reply.answer.value or failure(reply.answer.failure)}"
 
 
 @pytest.mark.slow

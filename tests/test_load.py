@@ -10,15 +10,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import bitsandbytes as bnb
+import httpx
 import pytest
 import tiny
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
+    AutoProcessor,
     LlavaForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -39,8 +47,10 @@ from lite_medrl.model.load import (
     policy_for_machine,
     text_model,
     text_model_path,
+    with_advice,
 )
 from lite_medrl.model.score import score
+from lite_medrl.tools.look import processor_of
 from lite_medrl.types import ModelError, RecipeError
 
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "language-linear"}
@@ -366,5 +376,51 @@ def test_a_missing_folder(name: str) -> None:
 
 
 def test_a_hub_id_that_cannot_be_reached() -> None:
-    with pytest.raises(ModelError, match=r"^model\.model_name_or_path: cannot load 'someone/no-such-model'"):
+    with pytest.raises(
+        ModelError, match=r"^model\.model_name_or_path: cannot load 'someone/no-.*'"
+    ) as caught:
         load("someone/no-such-model")
+    assert str(caught.value).endswith("; without a network, give a local folder that holds the model")
+
+
+def refused(kind: type[HfHubHTTPError]) -> HfHubHTTPError:
+    request = httpx.Request("GET", "https://huggingface.co/someone/model")
+    return kind("401 Client Error", response=httpx.Response(401, request=request))
+
+
+LICENCE = "accept the licence on https://huggingface.co/someone/model and log in with `hf auth login`"
+HUB_ERRORS = {
+    "gated": (refused(GatedRepoError), f"it failed; {LICENCE}"),
+    "unknown": (
+        refused(RepositoryNotFoundError), "it failed; check its name; a private model needs `hf auth login`",
+    ),
+    "no network": (
+        LocalEntryNotFoundError("no cache"),
+        "it failed; without a network, give a local folder that holds the model",
+    ),
+    "anything else": (
+        None, f"it failed; check its name; if it is gated, {LICENCE}; without a network, give a local folder "
+        "that holds the model",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", HUB_ERRORS)
+def test_an_error_of_the_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    cause, told = HUB_ERRORS[fault]
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("it failed.\nand so on") from cause
+
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", fail)
+    with pytest.raises(ModelError) as caught:
+        load("someone/model")
+    assert str(caught.value) == f"model.model_name_or_path: cannot load 'someone/model': {told}"
+    with pytest.raises(ModelError) as caught:
+        processor_of("someone/model")
+    assert str(caught.value) == f"--model: no processor for 'someone/model': {told}"
+
+
+def test_an_error_of_a_local_folder_does_not_speak_of_the_hub(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none", "./none"):
+        assert with_advice(OSError("it failed."), str(path)) == "it failed"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
+from lite_medrl import __version__
 from lite_medrl.cli import main
 from lite_medrl.measure.ask import ask
+from lite_medrl.measure.statistics import bootstrap_ci, wilson_ci
 from lite_medrl.model.generate import Sampling
 from lite_medrl.tools import pipeline
-from lite_medrl.tools.closing import paired_tests
+from lite_medrl.tools.closing import baseline, paired_tests
 from lite_medrl.tools.compare import Comparison
+from lite_medrl.tools.run_folder import is_finished
 from lite_medrl.train.grpo import GRPOTrainer
 from lite_medrl.train.sft import SFTTrainer
 
@@ -245,6 +250,7 @@ def test_decisions_baselines_and_tests(straight: Run) -> None:
     assert baselines["majority"]["acc"] == pytest.approx(sum(commonest) / 12)
     assert baselines["chance"]["acc"] == pytest.approx(sum(1 / len(s.options) for s in test) / 12)
     assert baselines["blank_image"]["stage"] == "grpo"
+    assert baselines["majority"]["ci95"] == list(wilson_ci(sum(commonest), 12))
     for row in baselines.values():
         assert (row["n"], row["split"]) == (12, "test")
         assert row["ci95"][0] <= row["acc"] <= row["ci95"][1]
@@ -259,6 +265,15 @@ def test_decisions_baselines_and_tests(straight: Run) -> None:
         assert 0 < found["p"] <= 1
 
 
+def test_a_baseline_of_rights_and_wrongs_has_wilsons_interval() -> None:
+    assert baseline([1.0] * 5)["ci95"] == list(wilson_ci(5, 5))
+    assert baseline([0.0, 1.0, 0.0])["ci95"] == list(wilson_ci(1, 3))
+    shares = [0.5, 0.25, 0.25]  # chances of guessing
+    found = baseline(shares, bootstrap_samples=200, seed=5)
+    assert found["ci95"] == list(bootstrap_ci(shares, bootstrap_samples=200, seed=5))
+    assert (found["acc"], found["n"]) == (pytest.approx(1 / 3), 3)
+
+
 def test_what_the_run_cost_and_ran_on(straight: Run) -> None:
     results = straight.results
     seconds = results["seconds"]
@@ -267,6 +282,10 @@ def test_what_the_run_cost_and_ran_on(straight: Run) -> None:
     assert 0.2 < results["peak_gib"]["rss"] < 4
     assert results["peak_gib"]["cuda"] is None
     assert results["versions"]["torch"] == torch.__version__
+    assert results["versions"]["lite-medrl"] == __version__
+    assert results["machine"]["cpu_cores"] == os.cpu_count()
+    ago = datetime.now(UTC) - datetime.fromisoformat(results["date"])
+    assert timedelta(seconds=-1) < ago < timedelta(hours=1)
     assert {"transformers", "trl", "peft", "bitsandbytes", "datasets", "python"} <= set(results["versions"])
     assert results["command"] == "lite-medrl run mine.yaml"
     assert results["seed"] == 5
@@ -349,14 +368,42 @@ def test_two_runs_with_one_seed_agree_but_for_times(straight: Run, resumed: Run)
         assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_resuming_a_finished_run_trains_nothing(straight: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = straight.results
-    monkeypatch.setattr("lite_medrl.train.stages.run_sft", None)
-    monkeypatch.setattr("lite_medrl.train.stages.run_grpo", None)
-    assert main(["run", str(straight.recipe), "-o", str(straight.folder), "--resume"]) == 0
-    after = straight.results
-    for name in ("stages", "decisions", "baselines", "tests"):
-        assert after[name] == before[name]
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_resuming_a_finished_run_leaves_it_as_it_is(
+    straight: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(straight.folder)
+    monkeypatch.setattr("lite_medrl.model.load.load_for", None)  # not even the model is loaded
+    assert main(["run", str(straight.recipe), "-o", str(straight.folder), "--resume", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out) == straight.results
+    assert f"{straight.folder} is finished, so it stays as it is; --overwrite makes it again" in err
+    assert contents(straight.folder) == before
+
+
+def test_a_run_without_its_report_is_not_finished(straight: Run, tmp_path: Path) -> None:
+    for name in ("report.html", "results.json"):
+        folder = tmp_path / name
+        shutil.copytree(straight.folder, folder)
+        assert is_finished(folder)
+        (folder / name).unlink()
+        assert not is_finished(folder)
+    assert main(["run", str(straight.recipe), "-o", str(folder), "--resume"]) == 0
+    assert is_finished(folder)
+    assert Run(folder, straight.recipe).results["stages"] == straight.results["stages"]
+
+
+@pytest.mark.parametrize("verb", ["run", "diagnose"])
+def test_there_must_be_a_run_to_resume(verb: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path, folder = write(tmp_path), tmp_path / "run"
+    for _ in range(2):  # not there, then empty
+        assert main([verb, str(path), "-o", str(folder), "--resume"]) == 2
+        assert f"output_dir: {folder} holds no run to go on with; check the path" in capfd.readouterr().err
+        assert not folder.exists() or not any(folder.iterdir())
+        folder.mkdir(exist_ok=True)
 
 
 # --- adapters -----------------------------------------------------------------------------------------------
@@ -604,9 +651,6 @@ def test_packing_that_the_model_cannot_do_is_refused_before_anything_is_written(
 def test_an_occupied_directory_stays_as_it_is(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], straight: Run
 ) -> None:
-    def contents(folder: Path) -> dict[str, bytes]:
-        return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
     path, folder = write(tmp_path), tmp_path / "run"
     folder.mkdir()
     (folder / "thesis.tex").write_text("years of work")
@@ -649,7 +693,8 @@ def test_diagnose_measures_and_trains_nothing(
     (decision,) = results["decisions"]
     assert decision["rule"] == straight.results["decisions"][0]["rule"] == "sft"
     assert decision["action"] == "stop"
-    assert "the recipe has none (sft.max_rounds = 0) and GRPO is off" in decision["why"]
+    assert "so the rule asks for SFT; this is a diagnosis, which trains nothing." in decision["why"]
+    assert "sft.max_rounds" not in decision["why"]
     for ours, whole in zip(results["stages"], straight.results["stages"], strict=False):
         assert ours["pass_at_k"] == whole["pass_at_k"]
     assert not (folder / "adapters").exists()
@@ -686,6 +731,7 @@ def test_a_run_is_not_resumed_on_another_base(
     progress = json.loads((folder / "progress.json").read_text())
     assert len(progress["base"]) == 16
     assert straight.results["model"]["fingerprint"] == progress["base"]
+    (folder / "results.json").unlink()  # as if it had been stopped before its end
     (folder / "progress.json").write_text(json.dumps(progress | {"base": "0" * 16}))
     assert main(["run", str(straight.recipe), "-o", str(folder), "--resume"]) == 2
     assert "was begun on another base" in capsys.readouterr().err

@@ -66,12 +66,26 @@ def test_means_and_tests_are_over_all_answers(runs: list[Path]) -> None:
     assert pooled["stages"]["sft"]["pass_at_k"]["2"] == pytest.approx(0.65)
     test = pooled["tests"]["grpo_vs_sft"]
     assert (test["b"], test["c"]) == (0, 4)
-    assert test["p"] == pytest.approx(2 * 0.5**4)
+    assert test["p_sign_flip"] == pytest.approx(2 * 0.5**3)  # three questions moved, one of them twice
+    assert "p" not in test
     assert test["difference"] == pytest.approx(4 / 12)
     low, high = test["difference_ci95"]
     assert 0 <= low < 4 / 12 < high
     assert pooled["baselines"]["majority"] == pytest.approx(0.35)
-    assert "grpo_vs_sft: +0.333" in describe(pooled)
+    told = describe(pooled)
+    assert "grpo_vs_sft: +0.333" in told
+    assert "sign-flip p = 0.25 over questions" in told
+    assert told.endswith("\nn = 6: too few questions to compare")
+
+
+def test_a_seed_more_with_the_same_answers_is_no_more_evidence(runs: list[Path], tmp_path: Path) -> None:
+    """McNemar's test on the pooled answers had it otherwise: p fell with every seed that said the same."""
+    right = {"base": [False] * 12, "sft": [True] * 4 + [False] * 8, "grpo": [True] * 6 + [False] * 6}
+    same = [write_run(tmp_path / f"same{seed}", right, seed) for seed in range(4)]
+    alone, many = (pool(folders)["tests"]["sft_vs_base"] for folders in (same[:1], same))
+    assert alone["p_sign_flip"] == many["p_sign_flip"] == pytest.approx(2 * 0.5**4)
+    assert alone["difference_ci95"] == many["difference_ci95"]
+    assert (alone["c"], many["c"]) == (4, 16)
 
 
 def test_unlike_runs_are_refused(runs: list[Path], tmp_path: Path) -> None:

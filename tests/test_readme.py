@@ -22,6 +22,11 @@ def test_the_results_table_is_the_stored_result() -> None:
     pooled = json.loads((REPO / "docs" / "results" / "quickstart.json").read_text())
     table = README.split("<!-- results:begin -->")[1].split("<!-- results:end -->")[0]
     assert markdown(pooled, device="2 CPU cores", command="make study") in table
+    test = pooled["tests"]["grpo_vs_sft"]
+    points = ", ".join(f"{100 * bound:.1f}" for bound in test["difference_ci95"])
+    told = " ".join(table.split())
+    assert f"adds {100 * test['difference']:.1f} points of Acc@1 [{points}] (paired over questions;" in told
+    assert f"sign-flip test over questions, p = {test['p_sign_flip']:.1g})" in told
 
 
 def test_the_times_of_a_step_are_the_stored_ones() -> None:

@@ -23,8 +23,10 @@ import pytest
 from lite_medrl.data.answers import parse
 from lite_medrl.data.sources import load_samples
 from lite_medrl.measure.rule import Limits, decide
+from lite_medrl.measure.scores import scores
 from lite_medrl.measure.statistics import bootstrap_ci, mcnemar
 from lite_medrl.measure.support import diagnose, majority_baseline
+from lite_medrl.measure.votes import votes
 from lite_medrl.recipe import load_recipe, to_yaml
 from lite_medrl.tools.report import figures, write_report
 from lite_medrl.tools.report.curves import smooth, step_ticks, thin
@@ -68,7 +70,8 @@ def fake_run(
             answered = [made_up_answer(sample, name, skill[name]) for sample in samples]
             support = measured(samples, answered, bootstrap_samples)
             head = {"stage": name.partition("-")[0], "round": round_of(name), "name": name, "split": split}
-            stages.append(head | support.to_json() | {"seconds": 31.4 + 2 * i})
+            more = {"seconds": 31.4 + 2 * i, "scores": scores(answered, bootstrap_samples=100)}
+            stages.append(head | support.to_json() | more | votes(answered, (1, 2, 4, 8, 16)))
             lines += [head | {key: a[key] for key in a if key != "broken"} for a in answered]
             if split == "validation" and name != "grpo":
                 rounds = sum(other.startswith("sft") for other in names)
@@ -124,8 +127,9 @@ def made_up_answer(sample: Sample, name: str, skill: float) -> Json:
         "parsed": read.value,
         "correct": read.value == sample.answer,
         "failure": read.failure,
-        "num_correct": sum(own.random() < sampled for _ in range(16)),
+        "num_correct": sum(right := [own.random() < sampled for _ in range(16)]),
         "num_samples": 16,
+        "sampled": [sample.answer if hit else wrong for hit in right],
         "broken": not read.has_format,
     }
 
@@ -196,7 +200,9 @@ def about_the_run() -> Json:
             "total": 392.2,
         },
         "peak_gib": {"rss": 2.31, "cuda": None},
-        "versions": {"torch": "2.13.0", "trl": "1.15.0", "python": "3.11.2"},
+        "versions": {"lite-medrl": "0.1.0", "torch": "2.13.0", "trl": "1.15.0", "python": "3.11.2"},
+        "date": "2026-03-04T05:06:07+00:00",
+        "machine": {"name": "x86_64", "cpu_cores": 2},
         "command": "lite-medrl run examples/quickstart.yaml --output_dir runs/quickstart",
         "seed": 0,
         "model": {
@@ -293,7 +299,7 @@ def test_numbers_are_those_of_the_results(folder: Path) -> None:
     page, results = Page(folder / "report.html"), json.loads((folder / "results.json").read_text())
     for split in ("test", "validation"):
         rows = [row for row in results["stages"] if row["split"] == split]
-        shown = [row for row in page.rows if len(row) == 12 and row[0] in ("Base", "SFT", "GRPO")]
+        shown = [row for row in page.rows if len(row) == 13 and row[0] in ("Base", "SFT", "GRPO")]
         shown = shown[:3] if split == "test" else shown[3:]
         assert [row[0] for row in shown] == ["Base", "SFT", "GRPO"]
         for row, cells in zip(rows, shown, strict=True):
@@ -305,7 +311,59 @@ def test_numbers_are_those_of_the_results(folder: Path) -> None:
             assert cells[8] == f"{row['support']:.2f}|{low:.2f} to {high:.2f}".replace("-", "\u2212")
             assert cells[9] == signed(100 * row["gap"])
             assert cells[10] == pct(row["format_failure_frac"])
-            assert cells[11] == f"{row['seconds']:.0f}\u202fs"
+            assert cells[11] == pct(row["scores"]["parse_failure_frac"])
+            assert cells[12] == f"{row['seconds']:.0f}\u202fs"
+    assert "Time" in page.words
+
+
+def test_votes_stand_beside_pass_at_k_and_guessing(folder: Path, fresh: Path) -> None:
+    page, results = Page(folder / "report.html"), json.loads((folder / "results.json").read_text())
+    base, chance = results["stages"][1], results["baselines"]["chance"]["acc"]
+    ks = ("2", "4", "8", "16")
+    assert page.row("Stage", "mean@K") == [
+        "Stage",
+        "mean@K",
+        *(f"{w}@{k}" for k in ks for w in ("maj", "Pass")),
+    ]
+    votes_rows = [row for row in page.rows if len(row) == 10]
+    assert [row[0] for row in votes_rows] == ["Stage", "Base", "SFT", "GRPO", "Guessing"]
+    pairs = [base[key][k] for k in ks for key in ("maj_at_k", "pass_at_k")]
+    assert votes_rows[1][1:] == [pct(base["mean_at_k"]), *map(pct, pairs)]
+    assert base["mean_at_k"] == pytest.approx(base["pass_at_k"]["1"])
+    guessed = [value for k in ks for value in (chance, base["chance_pass_at_k"][k])]
+    assert votes_rows[4][1:] == [pct(chance), *map(pct, guessed)]
+    results = json.loads((fresh / "results.json").read_text())
+    for row in results["stages"]:
+        del row["scores"], row["mean_at_k"], row["maj_at_k"]
+    (fresh / "results.json").write_text(json.dumps(results))
+    old = Page(write_report(fresh))
+    assert "mean@K" not in old.words
+    assert old.row("Base", "24")[11] == "\u2013"
+
+
+def test_what_was_left_out_is_shown(fresh: Path) -> None:
+    assert "Left out of the data" not in Page(write_report(fresh)).text
+    results = json.loads((fresh / "results.json").read_text())
+    nothing = {"rows": 9, "skipped": 0, "other_questions": 0, "unknown_fields": [], "faults": []}
+    train = nothing | {"skipped": 2, "other_questions": 1, "faults": ["my.jsonl:2: <b>no answer</b>"]}
+    left_out = {"train": train, "validation": nothing, "test": nothing | {"skipped": 1}}
+    for found in ({"train": nothing}, left_out):
+        results["data"] = {"source": "my.jsonl", "left_out": found}
+        (fresh / "results.json").write_text(json.dumps(results))
+        told = Page(write_report(fresh)).text
+        assert ("Left out of the data" in told) == (found is left_out)
+    assert "train: 2 rows with a fault, 1 open question; test: 1 row with a fault." in told
+    assert "my.jsonl:2: <b>no answer</b>" in told
+
+
+def test_few_questions_are_said_in_the_headline_and_above_each_table(tmp_path: Path, fresh: Path) -> None:
+    fake_run(tmp_path / "few", n=9)
+    told, few = Page(write_report(tmp_path / "few")).text, "n = 9: too few questions to compare"
+    assert told.count(f"intervals. {few}.") == 2
+    assert f"({few})." in verdict(read_run(tmp_path / "few"))
+    assert "too few" not in Page(write_report(fresh)).text
+    fake_run(tmp_path / "base", ("base",), n=9, overrides=OFF)
+    assert verdict(read_run(tmp_path / "base")).endswith(f"of the test questions correctly ({few}).")
 
 
 def test_baselines_and_paired_tests_are_those_of_the_results(folder: Path) -> None:
@@ -332,7 +390,9 @@ def test_the_folded_parts_and_the_footer(folder: Path) -> None:
         "Not a medical device",
         "Same-patient figures",
         "process 2.3 GiB",
-        "torch 2.13.0, trl 1.15.0",
+        "lite-medrl 0.1.0, torch 2.13.0, trl 1.15.0",
+        "2026-03-04T05:06:07+00:00",
+        "cpu, x86_64, 2 CPU cores",
         "6,400,000 parameters",
         "max_chance: 0.7",
         "quickstart.yaml:",
@@ -347,7 +407,7 @@ def test_every_stage_is_shown(tmp_path: Path) -> None:
     fake_run(tmp_path, ("base", "sft", "sft-2", "grpo"), n=24)
     page = Page(write_report(tmp_path))
     names = ["Base", "SFT", "SFT 2", "GRPO"]
-    assert [row[0] for row in page.rows if len(row) == 12][1:5] == names
+    assert [row[0] for row in page.rows if len(row) == 13][1:5] == names
     assert [row[0] for row in page.rows if row[0].count(" against ")] == [
         "SFT against Base", "SFT 2 against SFT", "GRPO against SFT 2", "GRPO against Base"
     ]  # fmt: skip
@@ -438,6 +498,10 @@ def test_gallery_marks_gold_and_every_answer(folder: Path) -> None:
     assert len(page.of("span", "yes")) == page.text.count("\u2713 right") == right
     assert len(page.of("span", "no")) == page.text.count("\u2717 wrong") == 3 * count - right
     assert len(page.of("details")) >= 3 * count
+    assert page.words.count("no answer found") == sum(
+        row["failure"] == "no_answer" for case in chosen for row in case.rows
+    )
+    assert "no answer found" in page.words
 
 
 @pytest.mark.parametrize(
@@ -489,7 +553,7 @@ def test_base_alone(tmp_path: Path) -> None:
     for name in ("metrics.jsonl", "completions.jsonl"):
         page = Page(write_report(tmp_path))
         assert "Nothing was trained: the base model answers" in page.text
-        assert "grpo.enabled = false" in page.text
+        assert "this is a diagnosis, which trains nothing" in page.text
         assert "training" not in [a.get("id") for _, a in page.elements]
         (tmp_path / name).unlink()
     page = Page(write_report(tmp_path))
@@ -511,7 +575,8 @@ def test_without_sft_and_with_metrics_that_are_not_numbers(tmp_path: Path) -> No
 
 def test_old_results_without_the_extras(fresh: Path) -> None:
     results = json.loads((fresh / "results.json").read_text())
-    for key in ("decisions", "baselines", "tests", "seconds", "peak_gib", "versions", "command", "seed"):
+    extras = ("decisions", "baselines", "tests", "seconds", "peak_gib", "versions", "command", "seed")
+    for key in (*extras, "date", "machine"):
         del results[key]
     (fresh / "results.json").write_text(json.dumps(results))
     page = Page(write_report(fresh))
@@ -528,7 +593,7 @@ def test_a_decision_against_the_rule_says_so(tmp_path: Path) -> None:
     assert "is used up (sft.max_rounds = 1) and GRPO begins with support still below" in page.text
     results = fake_run(tmp_path, ("base",), n=24, overrides=OFF, skill={"base": -9.0})
     page = Page(write_report(tmp_path))
-    assert "Decision: nothing more is trained, though the rule asks for SFT" in page.text
+    assert "Decision: nothing is trained; the rule asks for SFT" in page.text
 
 
 def places(page: Page, kind: str) -> list[tuple[float, float]]:

@@ -67,16 +67,19 @@ CASES = {
         "(sft.max_rounds = 1) and GRPO is off (grpo.enabled = false): the run ends here.",
     ),
     "weak, nothing is to be trained": (
-        (-0.05, 0, 0, False), "sft", "stop", "nothing more is trained, though the rule asks for SFT",
-        f"{WEAK}, so the rule asks for SFT, but the recipe has none (sft.max_rounds = 0) "
-        "and GRPO is off (grpo.enabled = false): the run ends here.",
+        (-0.05, 0, 0, False), "sft", "stop", "nothing is trained; the rule asks for SFT",
+        f"{WEAK}, so the rule asks for SFT; this is a diagnosis, which trains nothing.",
+    ),
+    "there, nothing is to be trained": (
+        (0.5, 0, 0, False), "grpo", "stop", "nothing is trained; the rule asks for GRPO",
+        f"{THERE}, so the rule asks for GRPO; this is a diagnosis, which trains nothing.",
     ),
     "there": (
         (0.5, 0, 1, True), "grpo", "grpo", "GRPO, as the rule asks",
         f"{THERE}, so the rule asks for GRPO, which follows.",
     ),
     "there, no GRPO": (
-        (0.5, 0, 1, False), "grpo", "stop", "nothing more is trained, though the rule asks for GRPO",
+        (0.5, 0, 1, False), "grpo", "stop", "nothing is trained; the rule asks for GRPO",
         f"{THERE}, so the rule asks for GRPO, but GRPO is off (grpo.enabled = false): the run ends here.",
     ),
 }  # fmt: skip
@@ -88,7 +91,7 @@ def test_what_the_rule_asks_and_what_the_run_does(case: str) -> None:
     found = decide(measured(support), 0.5, Limits(rounds, allowed, grpo))
     assert (found.rule, found.action) == (rule, action)
     assert first_sentence(found.why) == sentence
-    assert decided(found.to_json()) == told
+    assert decided({"after": "sft" if rounds else "base"} | found.to_json()) == told
 
 
 def test_the_action_always_lies_within_the_limits() -> None:

@@ -15,6 +15,8 @@ from lite_medrl.measure.statistics import (
     mcnemar,
     paired_bootstrap,
     percentile_interval,
+    sign_flip_p,
+    too_few,
     wilson_ci,
 )
 
@@ -159,7 +161,72 @@ def test_bad_input() -> None:
         lambda: wilson_ci(0, 0),
         lambda: mcnemar([1, 0], [1]),
         lambda: mcnemar([], []),
+        lambda: sign_flip_p([]),
+        lambda: sign_flip_p([1.0, float("inf")]),
+        lambda: sign_flip_p([1.0], draws=0),
         lambda: paired_bootstrap([1], [1, 0]),
     ):
         with pytest.raises(ValueError, match=r"needs|must"):
             call()
+
+
+def flips(values: np.ndarray) -> float:
+    """The sign-flip test by writing out every choice of signs."""
+    signs = np.array(list(itertools.product([-1.0, 1.0], repeat=len(values))))
+    sums = np.abs(signs @ values)
+    return float((sums >= abs(values.sum()) - 1e-9).mean())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_sign_flips_of_few_items_are_all_counted(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = (
+        random.integers(-3, 4, size=3 + seed) / 3
+    )  # differences of means over three seeds, some of them 0
+    exact = sign_flip_p(values)
+    assert exact == pytest.approx(flips(values), abs=1e-12)
+    theirs = stats.permutation_test(
+        (values,), np.mean, permutation_type="samples", n_resamples=2 ** len(values), vectorized=False
+    )
+    assert exact == pytest.approx(theirs.pvalue, abs=1e-12)
+    assert exact == sign_flip_p(-values) == sign_flip_p(np.concatenate([values, np.zeros(500)]))
+
+
+def test_sign_flips_of_many_items_are_drawn() -> None:
+    random = np.random.default_rng(3)
+    values = random.choice([-1, -2 / 3, 0, 0, 1 / 3, 1], size=300)
+    values[:14] = 1 / 3
+    p = sign_flip_p(values, draws=50_000)
+    theirs = stats.permutation_test(
+        (values,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=20_000,
+        rng=np.random.default_rng(1),
+    )  # fmt: skip
+    assert 0.05 < p < 0.95
+    assert p == pytest.approx(theirs.pvalue, abs=0.015)
+    near = 2 * stats.norm.sf(abs(values.sum()) / np.sqrt((values**2).sum()))
+    assert p == pytest.approx(near, abs=0.02)
+    assert p == sign_flip_p(values, draws=50_000) != sign_flip_p(values, draws=50_000, seed=1)
+
+
+def test_a_p_that_is_drawn_is_never_0_and_does_not_hang_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.ones(40)
+    assert sign_flip_p(values, draws=999) == 1 / 1000
+    assert sign_flip_p(values[:5], draws=999) == 2 / 32
+    assert sign_flip_p(np.zeros(9)) == 1.0
+    mixed = np.random.default_rng(0).normal(0.1, 1, 60)
+    whole = sign_flip_p(mixed, draws=999)
+    monkeypatch.setattr(statistics, "_CELLS_AT_ONCE", 60 * 7)
+    assert sign_flip_p(mixed, draws=999) == whole
+
+
+def test_sign_flips_on_one_run_are_mcnemars_exact_test() -> None:
+    random = np.random.default_rng(8)
+    first, second = random.random(60) < 0.5, random.random(60) < 0.5
+    keep = np.flatnonzero(first != second)[:13]
+    difference = second[keep].astype(float) - first[keep]
+    assert sign_flip_p(difference) == pytest.approx(mcnemar(first[keep], second[keep]).p, abs=1e-12)
+
+
+def test_few_questions_are_said() -> None:
+    assert too_few(9) == "n = 9: too few questions to compare"
+    assert too_few(10) == ""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lite_medrl.measure.rule import decide
-from lite_medrl.measure.statistics import bootstrap_ci
+from lite_medrl.measure.statistics import bootstrap_ci, wilson_ci
 from lite_medrl.measure.support import (
     Support,
     chance_pass_at_k,
@@ -160,7 +160,7 @@ def test_diagnose_intervals() -> None:
         ks=(1, 4),
         seed=7,
     )
-    assert found.acc_at_1_ci95 == bootstrap_ci(greedy, seed=7)
+    assert found.acc_at_1_ci95 == wilson_ci(int(greedy.sum()), 300)
     low, high = bootstrap_ci(pass_at_k(right, 8, 4), seed=7)
     assert found.pass_at_k_ci95[4] == pytest.approx((low, high), abs=1e-12)
     chance = 1 - 0.75**4  # the same for all items, so the corrected interval is the shifted one
@@ -168,6 +168,15 @@ def test_diagnose_intervals() -> None:
         ((low - chance) / (1 - chance), (high - chance) / (1 - chance)), abs=1e-12
     )
     assert found.support_ci95[0] < found.support < found.support_ci95[1]
+
+
+@pytest.mark.parametrize(("right", "low_high"), [(5, (0.5655, 1.0)), (0, (0.0, 0.4345))])
+def test_the_interval_of_answers_that_are_all_alike_is_no_point(
+    right: int, low_high: tuple[float, float]
+) -> None:
+    alike = {"format_failure_Q": [0] * 5, "kind_Q": ["a"] * 5, "modality_Q": ["b"] * 5}
+    found = diagnose([right > 0] * 5, [right] * 5, 5, [4] * 5, ks=(1,), **alike)
+    assert found.acc_at_1_ci95 == pytest.approx(low_high, abs=1e-4)
 
 
 def test_diagnose_where_the_chance_line_is_one() -> None:

@@ -70,3 +70,11 @@ def test_bad_input() -> None:
         maj_at_k([["x"]], ["x", "y"], 1)
     with pytest.raises(ValueError, match="share, wrong or first"):
         maj_at_k([["x"]], ["x"], 1, ties="drawn")  # type: ignore[arg-type]
+
+
+def test_guessing_wins_the_vote_as_often_as_a_single_guess() -> None:
+    """Over all draws of K options: why a report's line of guessing is flat for maj@K."""
+    for options, k in (("ab", 3), ("abc", 2), ("abcd", 4)):
+        draws = list(itertools.product(options, repeat=k))
+        found = maj_at_k(draws, [options[0]] * len(draws), k)
+        assert found.accuracy == pytest.approx(1 / len(options), abs=1e-12)

@@ -1,9 +1,7 @@
-"""Several runs of one recipe with different seeds, as one result: means, intervals and paired tests on pooled
-answers.
+"""Several runs of one recipe with different seeds, as one result: means, intervals and paired tests.
 
-The same questions come back under every seed, so the exact McNemar test on the pooled answers is a little too
-sure of itself; the interval beside it resamples whole questions with all their seeds and does not have that
-fault.
+The same questions come back under every seed, so the item of every interval and test is the question, with
+the mean of its answers under all seeds; the answers themselves are not independent of each other.
 """
 
 from __future__ import annotations
@@ -11,13 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lite_medrl.measure.statistics import bootstrap_ci, mcnemar
+from lite_medrl.measure.statistics import bootstrap_ci, sign_flip_p, too_few
 from lite_medrl.types import RecipeError
 
 Json = dict[str, Any]
@@ -139,10 +136,14 @@ def stage_summary(stage: str, name: str, right_RQ: np.ndarray, results: Sequence
 
 
 def paired(before_RQ: np.ndarray, after_RQ: np.ndarray) -> Json:
-    """McNemar on all answers, and the interval of the difference over questions."""
+    """Mean difference, its interval and sign-flip p over questions; `b` answers became wrong, `c` right."""
     difference_Q = after_RQ.mean(0) - before_RQ.mean(0)
-    return asdict(mcnemar(before_RQ.ravel(), after_RQ.ravel())) | {
-        "difference_ci95": list(bootstrap_ci(difference_Q))
+    return {
+        "b": int((before_RQ & ~after_RQ).sum()),
+        "c": int((~before_RQ & after_RQ).sum()),
+        "difference": float(difference_Q.mean()),
+        "difference_ci95": list(bootstrap_ci(difference_Q)),
+        "p_sign_flip": sign_flip_p(difference_Q),
     }
 
 
@@ -159,9 +160,10 @@ def describe(pooled: Json) -> str:
     for name, test in pooled["tests"].items():
         low, high = test["difference_ci95"]
         lines.append(
-            f"{name}: {test['difference']:+.3f} [{low:+.3f}, {high:+.3f}], McNemar p = {test['p']:.2g}"
+            f"{name}: {test['difference']:+.3f} [{low:+.3f}, {high:+.3f}], sign-flip p = "
+            f"{test['p_sign_flip']:.2g} over questions"
         )
-    return "\n".join(lines)
+    return "\n".join(filter(None, [*lines, too_few(pooled["n_questions"])]))
 
 
 def markdown(pooled: Json, *, device: str, command: str) -> str:

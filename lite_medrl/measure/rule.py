@@ -18,7 +18,7 @@ Training = Literal["sft", "grpo"]
 class Decision:
     """`rule`: what the rule asks for. `action`: what the run does, "stop" being nothing more; `why` in words.
 
-    They differ where the rounds of SFT are used up or GRPO is off.
+    They differ where the rounds of SFT are used up, GRPO is off, or the run is a diagnosis.
     """
 
     rule: Training
@@ -45,6 +45,11 @@ class Limits:
     def sft_left(self) -> bool:
         """Whether another round of SFT may follow."""
         return self.rounds < self.max_rounds
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything may be trained at all; where not, the run is a diagnosis."""
+        return self.max_rounds > 0 or self.grpo_enabled
 
 
 def decide(support: Support, threshold: float, limits: Limits | None = None) -> Decision:
@@ -80,6 +85,8 @@ def _followed(rule: Training, action: str, limits: Limits) -> str:
     """The end of the sentence: what the rule asks for, what stands against it, what follows."""
     again = " again" if rule == "sft" and limits.rounds else ""
     asked = f"so the rule asks for {rule.upper()}{again}"
+    if not limits.trains:
+        return f"{asked}; this is a diagnosis, which trains nothing"
     if action == rule == "sft":
         return f"{asked}, and round {limits.rounds + 1} of at most {limits.max_rounds} follows"
     if action == rule:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lite_medrl.measure.statistics import Interval, bootstrap_means, percentile_interval
+from lite_medrl.measure.statistics import Interval, bootstrap_means, percentile_interval, wilson_ci
 from lite_medrl.types import Sample
 
 
@@ -25,7 +25,8 @@ from lite_medrl.types import Sample
 class Support:
     """One diagnosis. `support` is corrected for chance at K = `rule_k`; `gap` is Pass@rule_k - Acc@1.
 
-    Fractions of 1; 95 % intervals by bootstrap over the items; `max_chance` is the limit that chose `rule_k`.
+    Fractions of 1; 95 % intervals are Wilson's for Acc@1, by bootstrap over the items for the others;
+    `max_chance` is the limit that chose `rule_k`.
     """
 
     n: int
@@ -117,7 +118,8 @@ def diagnose(
         format_failure_Q: whether the format was broken, or the share of the item's answers that broke it.
         kind_Q, modality_Q: labels by which Acc@1 is split up.
 
-    The intervals share one set of bootstrap samples; `rule_k` is chosen once, on all items.
+    Acc@1 has Wilson's interval, which keeps its width where all answers are right; the others share a set of
+    bootstrap samples. `rule_k` is chosen once, on all items.
     Raises ValueError where lengths differ, there are no items, or a K is above `num_samples`.
     """
     greedy, failed = np.asarray(greedy_correct_Q, np.float64), np.asarray(format_failure_Q, np.float64)
@@ -126,21 +128,21 @@ def diagnose(
     chosen = rule_k(option_count_Q, ks, max_chance)
     pass_QK = np.stack([pass_at_k(num_correct_Q, num_samples, k) for k in ks], axis=1)
     chance_Q = _chance_Q(option_count_Q, chosen)
-    columns_QM = np.column_stack([greedy, pass_QK, chance_Q])
+    columns_QM = np.column_stack([pass_QK, chance_Q])
     draws_RM = bootstrap_means(columns_QM, bootstrap_samples=bootstrap_samples, seed=seed)
-    at_k = 1 + ks.index(chosen)
+    at_k = ks.index(chosen)
     means = columns_QM.mean(0)
     return Support(
         n=len(greedy),
-        acc_at_1=float(means[0]),
-        acc_at_1_ci95=percentile_interval(draws_RM[:, 0]),
-        pass_at_k={k: float(means[1 + i]) for i, k in enumerate(ks)},
-        pass_at_k_ci95={k: percentile_interval(draws_RM[:, 1 + i]) for i, k in enumerate(ks)},
+        acc_at_1=float(greedy.mean()),
+        acc_at_1_ci95=wilson_ci(int(greedy.sum()), len(greedy)),
+        pass_at_k={k: float(means[i]) for i, k in enumerate(ks)},
+        pass_at_k_ci95={k: percentile_interval(draws_RM[:, i]) for i, k in enumerate(ks)},
         chance_pass_at_k={k: chance_pass_at_k(option_count_Q, k) for k in ks},
         support=corrected_support(means[at_k], means[-1]),
         support_ci95=percentile_interval(_corrected(draws_RM[:, at_k], draws_RM[:, -1])),
         rule_k=chosen,
-        gap=float(means[at_k] - means[0]),
+        gap=float(means[at_k] - greedy.mean()),
         format_failure_frac=float(failed.mean()),
         by_kind=_accuracy_by(kind_Q, greedy),
         by_modality=_accuracy_by(modality_Q, greedy),

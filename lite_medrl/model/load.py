@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ def load(
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ModelError(
-            f"model.model_name_or_path: cannot load {model_name_or_path!r}: {first_line(error)}"
+            f"model.model_name_or_path: cannot load {model_name_or_path!r}: {with_advice(error, path)}"
         ) from error
     model, info = found
     refuse_incomplete(model_name_or_path, info)
@@ -178,7 +179,7 @@ def refuse_unsafe(path: str) -> None:
     """ModelError for a local folder that is empty, asks for its own code, or has pickled weights only."""
     folder = Path(path)
     if not folder.is_dir():
-        if folder.is_absolute() or path.startswith("."):
+        if not is_hub_id(path):
             raise ModelError(
                 f"model.model_name_or_path: no folder {path!r}; give a folder, a hub id, or 'embedded'"
             )
@@ -203,6 +204,11 @@ def refuse_unsafe(path: str) -> None:
         )
 
 
+def is_hub_id(path: str) -> bool:
+    """Whether a name that is no folder here can only be meant for the model hub."""
+    return not (Path(path).is_absolute() or path.startswith("."))
+
+
 def refuse_incomplete(name: str, info: dict[str, Any]) -> None:
     """ModelError where weights are missing or of another shape: they would be random, with a warning only."""
     for what, keys in (("has no", info["missing_keys"]), ("has another shape for", info["mismatched_keys"])):
@@ -216,6 +222,33 @@ def refuse_incomplete(name: str, info: dict[str, Any]) -> None:
 def first_line(error: BaseException) -> str:
     """First line of an error's text, cut to a readable length."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def with_advice(error: BaseException, path: str) -> str:
+    """First line of an error, and for a model that is no local folder what to do about it."""
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    told = first_line(error).rstrip(".")
+    if Path(path).is_dir() or not is_hub_id(path):
+        return told
+    gated = f"accept the licence on https://huggingface.co/{path} and log in with `hf auth login`"
+    unknown = "check its name; a private model needs `hf auth login`"
+    offline = "without a network, give a local folder that holds the model"
+    for kind, advice in (
+        (GatedRepoError, gated),
+        (RepositoryNotFoundError, unknown),
+        (LocalEntryNotFoundError, offline),
+    ):
+        if any(isinstance(cause, kind) for cause in causes(error)):
+            return f"{told}; {advice}"
+    return f"{told}; check its name; if it is gated, {gated}; {offline}"
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def keep_canonical_nf4(model: nn.Module) -> None:

@@ -13,21 +13,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lite_medrl.tools.report.markup import Html, join, tag
-from lite_medrl.tools.report.words import label, words
+from lite_medrl.tools.report.words import failure, label, words
 from lite_medrl.types import Sample
 
 if TYPE_CHECKING:
     from lite_medrl.tools.compare import Reply
 
 ABOUT = {"base": "before training", "sft": "shown worked answers", "grpo": "rewarded for right answers"}
-FAILURES = {
-    "no_answer": "no answer found",
-    "empty_answer": "empty answer",
-    "two_answers": "two answers that differ",
-    "unknown_option": "none of the options",
-    "ambiguous_option": "fits two options",
-    "letter_text_conflict": "letter and text disagree",
-}
 NOTICE = (
     "Research only: not a medical device, and no basis for any decision about a person. "
     "Do not use images that could identify somebody."
@@ -67,7 +59,7 @@ def idle(stages: Sequence[str]) -> Html:
 
 def filled(reply: Reply) -> Html:
     """A card with an answer in it; the reasoning is folded."""
-    wrote = "Reasoning" if reply.answer.has_format else "All it wrote"
+    wrote = "Reasoning" if reply.is_plain else "All it wrote"
     return tag(
         "section", head(reply.stage), answer(reply), tag("div", *chips(reply), class_="lm-chips"),
         tag("details", tag("summary", wrote),
@@ -88,9 +80,9 @@ def head(stage: str) -> Html:
 
 
 def answer(reply: Reply) -> Html:
-    """The answer in large letters, after the letter of its option."""
+    """The answer in large letters, after the letter of its option, or why none could be read."""
     if reply.answer.value is None:
-        return tag("div", tag("span", "no answer", class_="lm-none"), class_="lm-answer")
+        return tag("div", tag("span", failure(reply.answer.failure), class_="lm-none"), class_="lm-answer")
     letter = tag("small", reply.answer.label) if reply.answer.label else None
     return tag("div", letter, reply.answer.value, class_="lm-answer")
 
@@ -102,8 +94,6 @@ def chips(reply: Reply) -> list[Html]:
         found.append(("right", "\u2713 right") if reply.correct else ("wrong", "\u2717 wrong"))
     if not reply.answer.has_format:
         found.append(("format", "format not kept"))
-    if reply.answer.failure:
-        found.append(("format", FAILURES.get(reply.answer.failure, words(reply.answer.failure))))
     return [tag("span", text, class_=f"lm-chip lm-{kind}") for kind, text in found]
 
 

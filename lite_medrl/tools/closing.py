@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
+from lite_medrl import __version__
 from lite_medrl.tools.progress import Bar
 from lite_medrl.tools.run_folder import Json
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
 
 def baselines(job: Any) -> Json:
     """What a guess, the commonest answer and the last trained model without the image score on the test
     split.
     """
-    from lite_medrl.measure.statistics import bootstrap_ci
     from lite_medrl.measure.support import majority_baseline
 
     test, recipe = job.sets["test"], job.recipe
@@ -28,20 +33,20 @@ def baselines(job: Any) -> Json:
         "blank_image": blank_answers(job),
         "chance": [1 / len(s.options) for s in test],
     }
-    found: Json = {}
-    for name, values in rows.items():
-        scores = [float(v) for v in values]
-        low, high = bootstrap_ci(
-            scores, bootstrap_samples=recipe.diagnose.bootstrap_samples, seed=recipe.seed
-        )
-        found[name] = {
-            "acc": sum(scores) / len(scores),
-            "ci95": [low, high],
-            "n": len(scores),
-            "split": "test",
-        }
+    bootstrap = {"bootstrap_samples": recipe.diagnose.bootstrap_samples, "seed": recipe.seed}
+    found = {name: baseline([float(v) for v in values], **bootstrap) for name, values in rows.items()}
     found["blank_image"]["stage"] = job.state.stages[-1]["name"]
     return found
+
+
+def baseline(scores: Sequence[float], **bootstrap: int) -> Json:
+    """Mean of scores on the test split; its interval is Wilson's where each is 0 or 1, else by bootstrap."""
+    from lite_medrl.measure.statistics import bootstrap_ci, wilson_ci
+
+    right, n = sum(scores), len(scores)
+    counted = set(scores) <= {0.0, 1.0}
+    ci95 = wilson_ci(int(right), n) if counted else bootstrap_ci(scores, **bootstrap)
+    return {"acc": right / n, "ci95": list(ci95), "n": n, "split": "test"}
 
 
 def blank_answers(job: Any) -> list[bool]:
@@ -89,6 +94,19 @@ def parameter_counts(model: Any) -> Json:
     """How many parameters there are and how many are trained (4-bit ones counted as weights, not bytes)."""
     trained, total = model.get_nb_trainable_parameters()
     return {"parameters": total, "trained_parameters": trained}
+
+
+def versions() -> dict[str, str]:
+    """lite-medrl's own version, those of the libraries that its figures hang on, and Python's."""
+    found = {name: version(name) for name in PACKAGES}
+    return {"lite-medrl": __version__, **found, "python": python_version()}
+
+
+def machine() -> Json:
+    """The card, or the kind of CPU where there is none, and the number of CPU cores."""
+    from lite_medrl.tools.doctor import device
+
+    return {"name": device()["name"], "cpu_cores": os.cpu_count()}
 
 
 def peak_gib() -> dict[str, float | None]:

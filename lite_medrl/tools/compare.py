@@ -36,9 +36,14 @@ class Reply:
     seconds: float
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the format was kept and the answer could be read."""
+        return self.answer.has_format and self.answer.failure is None
+
+    @property
     def reasoning(self) -> str:
-        """What stands between the think tags; the whole text where the format was not kept."""
-        if not self.answer.has_format:
+        """What stands between the think tags; the whole text where that and the answer do not say it all."""
+        if not self.is_plain:
             return self.text.strip()
         return self.text.partition("<think>")[2].partition("</think>")[0].strip()
 

@@ -2,7 +2,9 @@
 
 Each run brings one stage: the last one measured on the split, or the one named. Only greedy answers are
 tested; the sampled ones give mean@K, maj@K and Pass@K beside its chance line. Intervals are Wilson's for an
-accuracy and a paired bootstrap over questions for a difference.
+accuracy and a paired bootstrap over questions for a difference. One of them is called better only where that
+interval leaves out 0 and McNemar's exact p is below 0.05; that speaks of two models, not of two recipes,
+whose seeds can differ as much.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from typing import Any
 
 from lite_medrl.measure.pool import read_results
 from lite_medrl.measure.scores import PARTS, label, scores
-from lite_medrl.measure.statistics import mcnemar, paired_bootstrap
+from lite_medrl.measure.statistics import mcnemar, paired_bootstrap, too_few
 from lite_medrl.tools.eval_side import evaluation_side, is_evaluation
 from lite_medrl.tools.report.run import read_lines
+from lite_medrl.tools.report.words import ALPHA
 from lite_medrl.types import RecipeError
 
 Json = dict[str, Any]
@@ -42,13 +45,15 @@ def compare_runs(first: Path, second: Path, *, split: str = "test", stage: str |
     _check_alike(rows_a, rows_b, (first, second))
     pairs = [(rows_a[name], rows_b[name]) for name in rows_a]
     protocols = dict.fromkeys(side["protocol"] for side in sides.values())
+    tested = _tested(pairs)
     return {
         "split": sides["a"]["split"],
         "n": len(pairs),
         "protocol": " and ".join(protocols),
         "one_protocol": len(protocols) == 1,
         **sides,
-        **_tested(pairs),
+        **tested,
+        "verdict": verdict(tested, len(pairs)),
         **{f"by_{part}": _by(part, pairs) for part in PARTS},
     }
 
@@ -73,7 +78,21 @@ def describe(found: Json) -> str:
                 f"{part} {name} (n = {row['n']}): {row['a']:.3f} -> {row['b']:.3f}, {_difference(row)}, "
                 f"p = {row['mcnemar']['p']:.2g}"
             )
-    return "\n".join(lines)
+    return "\n".join([*lines, found["verdict"]])
+
+
+def verdict(tested: Json, n: int) -> str:
+    """Which of the two is better over n questions, in one sentence."""
+    if too_few(n):
+        return f"{too_few(n)}."
+    low, high = tested["difference_ci95"]
+    if low <= 0 <= high or tested["mcnemar"]["p"] >= ALPHA:
+        return f"No difference can be told from n = {n} questions."
+    ahead = [tested["difference"], low, high] if low > 0 else [-tested["difference"], -high, -low]
+    points, low, high = (100 * value for value in ahead)
+    return (
+        f"{'B' if tested['difference'] > 0 else 'A'} is better: {points:+.1f} points [{low:.1f}, {high:.1f}]."
+    )
 
 
 def _side(folder: Path, split: str, stage: str | None) -> Json:

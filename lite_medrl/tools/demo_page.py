@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 
 from lite_medrl.data.images import load_image
+from lite_medrl.measure.statistics import too_few
 from lite_medrl.tools import cards
 from lite_medrl.tools.compare import TRAINED, Comparison, Reply
 from lite_medrl.tools.report.markup import Html, join, tag
@@ -206,7 +207,7 @@ def scores(run_dir: Path) -> Html | None:
     if not rows:
         return None
     told = f"Acc@1 on {rows[0]['n']} test questions (95 % interval):"
-    return tag("div", told, *map(score, rows), class_="lm-scores")
+    return tag("div", told, *map(score, rows), too_few(rows[0]["n"]) or None, class_="lm-scores")
 
 
 def measured(run_dir: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`data inspect --row`: a row as the model will see it, token by token: text, image tokens, what is trained.
+"""`data inspect --row`: a row as the model will see it, in pieces: text, image tokens, what is trained.
 
 The tokens and their labels come from the collator that SFT uses, not from a second idea of it.
 """
@@ -60,13 +60,13 @@ def processor_of(model: str) -> Any:
     """The processor alone: no weights are loaded."""
     from transformers import AutoProcessor
 
-    from lite_medrl.model.load import EMBEDDED, first_line
+    from lite_medrl.model.load import EMBEDDED, with_advice
 
     path = str(EMBEDDED) if model == "embedded" else model
     try:
         return AutoProcessor.from_pretrained(path, trust_remote_code=False, padding_side="left")
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"--model: no processor for {model!r}: {first_line(error)}") from error
+        raise ModelError(f"--model: no processor for {model!r}: {with_advice(error, path)}") from error
 
 
 def tokens_of(processor: Any, sample: Sample) -> tuple[list[int], list[int]]:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from lite_medrl.recipe import Resolved, to_yaml
 from lite_medrl.sections import Recipe
 from lite_medrl.tools.progress import Bar, say
 from lite_medrl.tools.run_folder import (
-    MARKER,
     Json,
     State,
     append_lines,
     base_of,
+    is_finished,
     load_adapter,
     load_state,
     refuse_occupied,
@@ -37,8 +37,6 @@ from lite_medrl.tools.run_folder import (
 )
 from lite_medrl.types import RecipeError, Sample
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
-
 
 def run(
     resolved: Resolved,
@@ -48,21 +46,32 @@ def run(
     resume: bool = False,
     command: str | None = None,
 ) -> Json:
-    """Runs the recipe and returns what it wrote to results.json.
+    """Runs the recipe and returns what it wrote to results.json; resuming a finished run changes nothing.
 
     Args:
         command: what results.json gives as the command; the command line when left out.
 
     Raises:
-        RecipeError: the directory holds another run. DataError, ModelError: before anything is written.
+        RecipeError: the directory holds another run, or none to resume. DataError, ModelError: before
+            anything is written.
         FloatingPointError: a loss, a gradient or trained weights are not finite; that stage is not saved.
     """
     start = time.perf_counter()
     refuse_occupied(output_dir, overwrite=overwrite, resume=resume)
+    if resume and is_finished(output_dir):
+        refuse_other_recipe(resolved, output_dir)
+        say(f"{output_dir} is finished, so it stays as it is; --overwrite makes it again")
+        return json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
     job = Job.prepare(resolved, output_dir, overwrite=overwrite, resume=resume)
     job.note("load", time.perf_counter() - start)
     job.go()
     return job.finish(start, command or " ".join(["lite-medrl", *sys.argv[1:]]))
+
+
+def refuse_other_recipe(resolved: Resolved, folder: Path) -> None:
+    """RecipeError unless the run in the folder was begun with the same values."""
+    if values_of(folder / "recipe.yaml") != resolved.recipe.model_dump():
+        raise RecipeError(f"output_dir: {folder} was begun with another recipe; --resume needs the same one")
 
 
 def draw(samples: list[Sample], count: int | None, seed: int) -> list[Sample]:
@@ -129,11 +138,8 @@ class Job:
     def open_folder(self, base: str, *, overwrite: bool, resume: bool) -> None:
         """An empty folder with recipe.yaml, or the state of the run that is resumed."""
         text = to_yaml(self.resolved)
-        if resume and (self.folder / MARKER).is_file():
-            if values_of(self.folder / "recipe.yaml") != self.recipe.model_dump():
-                raise RecipeError(
-                    f"output_dir: {self.folder} was begun with another recipe; --resume needs the same one"
-                )
+        if resume:
+            refuse_other_recipe(self.resolved, self.folder)
             if base_of(self.folder) not in ("", base):
                 raise RecipeError(
                     f"output_dir: {self.folder} was begun on another base: the weights of "
@@ -291,19 +297,21 @@ class Job:
     # ------------------------------------------------------------------------------------------------
     def finish(self, start: float, command: str) -> Json:
         """Baselines, tests, results.json, report.html."""
-        from lite_medrl.tools.closing import baselines, paired_tests, parameter_counts, peak_gib
+        from lite_medrl.tools import closing
         from lite_medrl.tools.report import write_report
 
         mark = time.perf_counter()
         results = {
             "stages": self.state.stages,
             "decisions": self.state.decisions,
-            "baselines": baselines(self),
-            "tests": paired_tests(self.folder, self.state.stages),
+            "baselines": closing.baselines(self),
+            "tests": closing.paired_tests(self.folder, self.state.stages),
             "seconds": self.state.seconds,
-            "peak_gib": peak_gib(),
+            "peak_gib": closing.peak_gib(),
             "data": {"source": self.recipe.data.source, "left_out": self.left_out},
-            "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
+            "versions": closing.versions(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": closing.machine(),
             "command": command,
             "seed": self.recipe.seed,
             "model": {
@@ -311,7 +319,7 @@ class Job:
                 "fingerprint": self.state.base,
                 "device": self.policy.device,
                 "dtype": str(self.policy.dtype).removeprefix("torch."),
-                **parameter_counts(self.model),
+                **closing.parameter_counts(self.model),
             },
         }
         self.note("report", time.perf_counter() - mark)

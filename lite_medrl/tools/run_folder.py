@@ -30,10 +30,14 @@ class State:
 
 
 def refuse_occupied(folder: Path, *, overwrite: bool, resume: bool) -> None:
-    """RecipeError unless the folder is free, or a run of ours that may be replaced or continued."""
+    """RecipeError unless the folder is free, or a run of ours that may be replaced or is to be continued."""
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"output_dir: {folder} is a file; give a folder")
     if not folder.exists() or not any(folder.iterdir()):
+        if resume:
+            raise RecipeError(
+                f"output_dir: {folder} holds no run to go on with; check the path, or begin without --resume"
+            )
         return
     ours = (folder / MARKER).is_file() and (folder / "recipe.yaml").is_file()
     if not ours:
@@ -104,6 +108,12 @@ def save_state(folder: Path, state: State) -> None:
 def read_state(folder: Path) -> State:
     """What progress.json says."""
     return State(**json.loads((folder / MARKER).read_text()))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in the folder has written its results and its report."""
+    there = all((folder / name).is_file() for name in (MARKER, "results.json", "report.html"))
+    return there and "report" in read_state(folder).done
 
 
 def load_state(folder: Path) -> State:

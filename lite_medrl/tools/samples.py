@@ -116,10 +116,18 @@ def describe(report: dict[str, Any]) -> str:
     for key in ("split", "kind", "modality", "licence", "options"):
         lines.append(f"  by {key}: " + ", ".join(f"{name} {n}" for name, n in report[f"by_{key}"].items()))
     if report.get("sample"):
-        lines += ["  one of them:", *(f"    {key}: {value}" for key, value in report["sample"].items())]
+        values = report["sample"].items()
+        lines += ["  one of them:", *(f"    {key}: {plain(value)}".rstrip() for key, value in values)]
     if report.get("unknown_fields"):
         lines.append(f"fields that nothing reads: {', '.join(report['unknown_fields'])}")
     return "\n".join([*lines, *warnings(report), *faults(report)])
+
+
+def plain(value: Any) -> str:
+    """A value of a row as text: a list's parts between bars, nothing where there is none."""
+    if value is None:
+        return ""
+    return " | ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def named(sets: Sequence[dict[str, Any]]) -> list[str]:

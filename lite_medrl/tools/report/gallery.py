@@ -19,7 +19,7 @@ from lite_medrl.data.images import load_image
 from lite_medrl.data.parts import EMBEDDED
 from lite_medrl.tools.report.markup import NONE, Html, join, tag
 from lite_medrl.tools.report.svg import sign
-from lite_medrl.tools.report.words import label, words
+from lite_medrl.tools.report.words import failure, label, words
 from lite_medrl.types import LETTERS, DataError, ImageRef
 
 Json = dict[str, Any]
@@ -167,11 +167,7 @@ def answers(rows: Sequence[Json]) -> Html:
 
 def answer(row: Json) -> Html:
     """One stage's line, and below it the reasoning, folded."""
-    said = (
-        tag("i", words(row["failure"] or "nothing"))
-        if row["parsed"] is None
-        else shortened(str(row["parsed"]), 300)
-    )
+    said = tag("i", failure(row["failure"])) if row["parsed"] is None else shortened(str(row["parsed"]), 300)
     mark = (
         tag("span", "\u2713 right", class_="yes")
         if row["correct"]

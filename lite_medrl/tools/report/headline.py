@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from lite_medrl.measure.statistics import too_few
 from lite_medrl.tools.report.run import Run
 from lite_medrl.tools.report.words import ALPHA, NARROW, interval, label, p_value, percent, signed
 
@@ -62,12 +63,15 @@ def steps(run: Run) -> list[Step]:
 
 
 def verdict(run: Run) -> str:
-    """The outcome in one sentence."""
+    """The outcome in one sentence; it says where there are too few questions."""
     changes = steps(run)
     if not changes:
         reached = percent(run.test[0]["acc_at_1"])
-        return f"Nothing was trained: the base model answers {reached} of the test questions correctly."
-    return "; ".join([first(changes[0]), *map(further, changes[1:])]) + "."
+        told = f"Nothing was trained: the base model answers {reached} of the test questions correctly"
+    else:
+        told = "; ".join([first(changes[0]), *map(further, changes[1:])])
+    few = too_few(run.test[0]["n"])
+    return f"{told} ({few})." if few else f"{told}."
 
 
 def first(step: Step) -> str:

@@ -44,6 +44,7 @@ def provenance_section(run: Run) -> Html:
                 *(join([tag("dt", name), tag("dd", told)]) for name, told in facts(run).items()),
                 class_="facts",
             ),
+            left_out(run),
             times(run.results.get("seconds") or {}),
             tag("details", folded, tag("pre", run.recipe_text, tabindex="0")),
         ]
@@ -51,22 +52,50 @@ def provenance_section(run: Run) -> Html:
 
 
 def facts(run: Run) -> dict[str, object]:
-    """Command, seed, model, machine, versions."""
+    """Command, date, seed, model, machine, versions."""
     results, model, peak = run.results, run.results["model"], run.results.get("peak_gib") or {}
     memory = [
         f"{name} {peak[key]:.1f} GiB" for key, name in (("rss", "process"), ("cuda", "GPU")) if peak.get(key)
     ]
     counts = (("parameters", "parameters"), ("trained_parameters", "of them trained (LoRA)"))
     sizes = [f"{model[key]:,} {text}" for key, text in counts if model.get(key)]
+    used = [str(model[key]) for key in ("device", "dtype") if model.get(key)]
     return {
         "Command": tag("code", results.get("command", NONE)),
+        "Finished": results.get("date", NONE),
         "Seed": results.get("seed", NONE),
         "Model": ", ".join([str(model["name"]), *sizes]),
         "Data": run.recipe.data.source,
-        "Computed on": ", ".join(str(model[key]) for key in ("device", "dtype") if model.get(key)) or NONE,
+        "Computed on": ", ".join([*used, *machine(results.get("machine") or {})]) or NONE,
         "Peak memory": ", ".join(memory) or NONE,
         "Versions": ", ".join(f"{name} {v}" for name, v in (results.get("versions") or {}).items()) or NONE,
     }
+
+
+def machine(row: Json) -> list[str]:
+    """Card or CPU, and the number of cores."""
+    cores = row.get("cpu_cores")
+    return [*filter(None, [row.get("name")]), *([f"{cores} CPU cores"] if cores else [])]
+
+
+def left_out(run: Run) -> Html | None:
+    """What of the data was not used, and the first reasons; None where all of it was."""
+    parts = (run.results.get("data") or {}).get("left_out") or {}
+    counts = {name: counted(part) for name, part in parts.items()}
+    told = "; ".join(f"{name}: {', '.join(count)}" for name, count in counts.items() if count)
+    if not told:
+        return None
+    faults = list(dict.fromkeys(fault for part in parts.values() for fault in part["faults"]))
+    reasons = tag("ul", *(tag("li", fault) for fault in faults)) if faults else None
+    folded = reasons and tag("details", tag("summary", "first reasons"), reasons)
+    return join([tag("p", tag("b", "Left out of the data. "), told, "."), folded])
+
+
+def counted(part: Json) -> list[str]:
+    """What one split lost, in words."""
+    skipped, other = part["skipped"], part["other_questions"]
+    found = [f"{skipped} row{'s' * (skipped > 1)} with a fault"] if skipped else []
+    return [*found, f"{other} open question{'s' * (other > 1)}"] if other else found
 
 
 def times(seconds: Json) -> Html | None:
@@ -76,7 +105,11 @@ def times(seconds: Json) -> Html | None:
     lines = [row_of(PARTS.get(name, name), [duration(s), bar(s / longest)]) for name, s in parts.items()]
     if "total" in seconds:
         lines.append(row_of("total", [duration(seconds["total"]), ""]))
-    return tag("table", tag("caption", "Time"), tag("tbody", *lines), class_="times") if lines else None
+    return (
+        tag("table", tag("caption", "Time of the whole run"), tag("tbody", *lines), class_="times")
+        if lines
+        else None
+    )
 
 
 def bar(share: float) -> Html:

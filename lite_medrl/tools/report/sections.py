@@ -12,6 +12,7 @@ from lite_medrl.tools.report.gauge import axis, gauge
 from lite_medrl.tools.report.markup import Html, join, tag
 from lite_medrl.tools.report.run import Run
 from lite_medrl.tools.report.svg import Point, Scale, sign, style_of
+from lite_medrl.tools.report.tables import votes_table
 from lite_medrl.tools.report.words import NARROW, decided, label, percent
 
 Json = dict[str, Any]
@@ -84,7 +85,21 @@ def reach_section(run: Run) -> Html:
     )
     words = tag("div", tag("p", told), tag("p", about_rule(run)))
     drawn = tag("figure", plots.pass_at_k(run.test))
-    return join([tag("h2", "Pass@K: what is within reach"), tag("div", words, drawn, class_="beside")])
+    beside = tag("div", words, drawn, class_="beside")
+    return join([tag("h2", "Pass@K: what is within reach"), beside, *votes_part(run)])
+
+
+def votes_part(run: Run) -> list[Html]:
+    """mean@K and maj@K beside Pass@K, with what guessing would get; nothing where they were not counted."""
+    row = run.test[0]
+    chance = run.baselines.get("chance", {}).get("acc", row["chance_pass_at_k"].get("1"))
+    made = votes_table(run.test, chance)
+    told = (
+        "mean@K is the share of sampled answers that are right; maj@K the share of questions whose commonest "
+        "answer among K is right, a tie counting in part. Guessing gets the same in both at every K; only "
+        "its Pass@K rises. K = 1 is left out: with one answer the three are the same but for luck."
+    )
+    return [tag("p", told), made] if made else []
 
 
 def about_rule(run: Run) -> str:

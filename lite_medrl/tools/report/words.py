@@ -10,6 +10,17 @@ NARROW, MINUS = "\u202f", "\u2212"  # the space before a unit, which never break
 BASELINES = {"chance": "guessing", "majority": "commonest answer", "blank_image": "blank image"}
 
 
+FAILURES = {
+    "no_answer": "no answer found",
+    "empty_answer": "empty answer",
+    "two_answers": "two answers that differ",
+    "unknown_option": "outside the options",
+    "ambiguous_option": "fits two options",
+    "letter_text_conflict": "letter and text disagree",
+    "bad_format": "format not kept",
+}
+
+
 def percent(fraction: float) -> str:
     """0.7188 is "71.9 %"."""
     return f"{100 * fraction:.1f}{NARROW}%"
@@ -60,6 +71,8 @@ def label(name: str) -> str:
 def decided(row: Json) -> str:
     """A decision in a few words: what the run does, and whether the rule asked for that."""
     rule, action = label(row.get("rule", row["action"])), label(row["action"])
+    if row["action"] == "stop" and row.get("after") == "base":
+        return f"nothing is trained; the rule asks for {rule}"
     if row["action"] == "stop":
         return f"nothing more is trained, though the rule asks for {rule}"
     return f"{action}, as the rule asks" if rule == action else f"{action}, though the rule asks for {rule}"
@@ -68,6 +81,11 @@ def decided(row: Json) -> str:
 def baseline_name(key: str, row: Json) -> str:
     """A baseline's name, with the stage where it has one: "blank image (GRPO)"."""
     return BASELINES[key] + (f" ({label(row['stage'])})" if row.get("stage") else "")
+
+
+def failure(name: str | None) -> str:
+    """Why an answer could not be read, in words."""
+    return "nothing" if name is None else FAILURES.get(name, words(name))
 
 
 def words(key: str) -> str:
