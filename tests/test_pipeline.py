@@ -249,7 +249,13 @@ def test_decisions_baselines_and_tests(straight: Run) -> None:
     baselines = results["baselines"]
     assert baselines["majority"]["acc"] == pytest.approx(sum(commonest) / 12)
     assert baselines["chance"]["acc"] == pytest.approx(sum(1 / len(s.options) for s in test) / 12)
-    assert baselines["blank_image"]["stage"] == "grpo"
+    assert baselines["blank_image"]["stage"] == baselines["shuffled_image"]["stage"] == "grpo"
+    relied = results["reliance"]
+    assert (relied["stage"], relied["n"]) == ("grpo", 12)
+    assert relied["blank"]["accuracy"] == baselines["blank_image"]["acc"]
+    assert relied["shuffled"]["accuracy"] == baselines["shuffled_image"]["acc"]
+    own = stages["grpo", "test"]["acc_at_1"]
+    assert relied["visual_reliance"] == pytest.approx(own - baselines["shuffled_image"]["acc"])
     assert baselines["majority"]["ci95"] == list(wilson_ci(sum(commonest), 12))
     for row in baselines.values():
         assert (row["n"], row["split"]) == (12, "test")

@@ -151,13 +151,14 @@ def made_up_baselines(test: Sequence[Sample], last: str) -> Json:
     right = {
         "majority": majority_baseline(questions("train"), test),
         "blank_image": np.array([random.Random(s.id).random() < 1.3 / len(s.options) for s in test]),
+        "shuffled_image": np.array([random.Random(f"{s.id}.").random() < 0.9 / len(s.options) for s in test]),
         "chance": np.array([1 / len(s.options) for s in test]),
     }
     found: Json = {}
     for name, values in right.items():
         ci95 = list(bootstrap_ci(values, bootstrap_samples=100))
         found[name] = {"acc": float(values.mean()), "ci95": ci95, "n": len(test), "split": "test"}
-    found["blank_image"]["stage"] = last
+    found["blank_image"]["stage"] = found["shuffled_image"]["stage"] = last
     return found
 
 
@@ -371,6 +372,8 @@ def test_baselines_and_paired_tests_are_those_of_the_results(folder: Path) -> No
     found = results["baselines"]
     blank, majority = found["blank_image"], found["majority"]
     assert page.row("Blank image (GRPO)")[2] == pct(blank["acc"]) + span(*blank["ci95"])
+    other = found["shuffled_image"]
+    assert page.row("Another image (GRPO)")[2] == pct(other["acc"]) + span(*other["ci95"])
     assert page.row("Commonest answer")[2] == pct(majority["acc"]) + span(*majority["ci95"])
     chance = results["stages"][1]["chance_pass_at_k"]
     assert page.row("Guessing", "60")[2:8] == [pct(found["chance"]["acc"]), *map(pct, chance.values())]
@@ -714,6 +717,13 @@ def test_the_paragraph(folder: Path) -> None:
     assert "Always giving the commonest answer gets 66.0\u202f%: the model is not clearly better." in open_
     blind = paragraph(run_with(folder, (0.4, 0.5, 0.52), (0.1, 0.7), baselines=blank))
     assert "So there is no clear sign that it uses the image." in blind
+    low = {"blank_image": blank["blank_image"] | {"acc": 0.1}, "shuffled_image": {"acc": 0.5, "n": 60}}
+    swapped = run_with(folder, (0.4, 0.5, 0.52), (0.1, 0.7), baselines=low)
+    swapped.results["reliance"] = {"unchanged_frac": 0.25}
+    told = paragraph(swapped)
+    assert "still gets 10.0\u202f%, with the image of another question 50.0\u202f%." in told
+    assert "25.0\u202f% of its answers do not change, whichever is shown." in told
+    assert "So there is no clear sign that it uses the image." in told
 
 
 def test_numbers_as_words() -> None:

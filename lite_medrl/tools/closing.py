@@ -21,21 +21,31 @@ from lite_medrl.tools.run_folder import Json
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
 
-def baselines(job: Any) -> Json:
+def baselines(job: Any, unseen: Sequence[Json]) -> Json:
     """What a guess, the commonest answer and the last trained model without the image score on the test
     split.
+
+    Args:
+        unseen: that model's answers with other images (`unseen_rows`).
     """
     from lite_medrl.measure.support import majority_baseline
 
     test, recipe = job.sets["test"], job.recipe
     rows = {
         "majority": majority_baseline(job.sets["train"], test),
-        "blank_image": blank_answers(job),
+        "blank_image": [row["correct"] for row in unseen if row["shown"] == "blank"],
+        "shuffled_image": [row["correct"] for row in unseen if row["shown"] == "shuffled"],
         "chance": [1 / len(s.options) for s in test],
     }
     bootstrap = {"bootstrap_samples": recipe.diagnose.bootstrap_samples, "seed": recipe.seed}
-    found = {name: baseline([float(v) for v in values], **bootstrap) for name, values in rows.items()}
-    found["blank_image"]["stage"] = job.state.stages[-1]["name"]
+    found = {
+        name: baseline([float(v) for v in values], **bootstrap)
+        for name, values in rows.items()
+        if len(values)
+    }
+    for name in ("blank_image", "shuffled_image"):
+        if name in found:
+            found[name]["stage"] = job.state.stages[-1]["name"]
     return found
 
 
@@ -49,28 +59,38 @@ def baseline(scores: Sequence[float], **bootstrap: int) -> Json:
     return {"acc": right / n, "ci95": list(ci95), "n": n, "split": "test"}
 
 
-def blank_answers(job: Any) -> list[bool]:
-    """Whether the last trained model is right about each test question without its image."""
-    from lite_medrl.measure.ask import ask, drawing
-    from lite_medrl.model.encode import wording
-    from lite_medrl.model.generate import Sampling
+def unseen_rows(job: Any) -> list[Json]:
+    """The last trained model's greedy answers to the test questions with a grey image and another one."""
+    from lite_medrl.measure.ask import drawing
+    from lite_medrl.measure.evaluate import Answerer, evaluate
+    from lite_medrl.measure.protocols import protocol, worded
+    from lite_medrl.measure.shown import exchange
 
     test, recipe = job.sets["test"], job.recipe
-    with Bar("blank images", len(test), "question") as bar:
-        asked = ask(
-            job.model,
-            job.processor,
-            test,
-            num_samples=0,
-            blank=True,
-            progress=bar.advance,
-            sampling=Sampling(recipe.diagnose.max_completion_length, temperature=0.0),
-            batch_size=recipe.diagnose.batch_size,
-            seed=recipe.seed,
-            **drawing(recipe.rollout),
-            **wording(recipe.prompt),
-        )
-    return [a.correct for a in asked]
+    changes = {"num_samples": 0, "max_new_tokens": recipe.diagnose.max_completion_length}
+    asked = worded(protocol("lite-v1", changes), recipe.prompt)
+    answerer = Answerer(
+        job.model, job.processor, asked, recipe.diagnose.batch_size, recipe.seed, **drawing(recipe.rollout)
+    )
+    found: list[Json] = []
+    with Bar("other images", len(test), "question") as bar:
+        for rows in evaluate(answerer, test, exchange(test, recipe.seed), shown=("blank", "shuffled")):
+            found += rows
+            bar.advance(len({row["id"] for row in rows}))
+    return found
+
+
+def image_reliance(job: Any, unseen: Sequence[Json]) -> Json | None:
+    """How much the last trained model's answers to the test questions hang on the image."""
+    from lite_medrl.measure.reliance import reliance
+
+    last, real = job.state.stages[-1]["name"], []
+    for line in (job.folder / "completions.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n"):
+        row = json.loads(line)
+        if (row.get("split"), row.get("name")) == ("test", last):
+            real.append(row | {"shown": "real", "text": row["greedy"]})
+    found = reliance([*real, *unseen], seed=job.recipe.seed)
+    return found and {"stage": last, "split": "test", "n": len(real), **found}
 
 
 def paired_tests(folder: Path, stages: Sequence[Json]) -> Json:

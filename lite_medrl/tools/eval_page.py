@@ -10,9 +10,9 @@ from typing import Any
 
 from lite_medrl.measure.published import COLUMN_OF, COLUMNS, PUBLISHED, TITLES, Published
 from lite_medrl.measure.scores import PARTS
+from lite_medrl.measure.statistics import too_few
 
 Json = dict[str, Any]
-FEW = 10  # questions below which an interval says next to nothing
 
 
 def page(results: Json) -> str:
@@ -281,8 +281,9 @@ def signed(value: float, ci: Sequence[float]) -> str:
 
 
 def few(n: int) -> str:
-    """A warning where hardly anything can be said."""
-    return f" (only {n})" if n < FEW else ""
+    """A warning where hardly anything can be said, in brackets."""
+    told = too_few(n)
+    return f" ({told})" if told else ""
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -301,10 +301,12 @@ class Job:
         from lite_medrl.tools.report import write_report
 
         mark = time.perf_counter()
+        unseen = closing.unseen_rows(self)
         results = {
             "stages": self.state.stages,
             "decisions": self.state.decisions,
-            "baselines": closing.baselines(self),
+            "baselines": closing.baselines(self, unseen),
+            "reliance": closing.image_reliance(self, unseen),
             "tests": closing.paired_tests(self.folder, self.state.stages),
             "seconds": self.state.seconds,
             "peak_gib": closing.peak_gib(),

@@ -157,9 +157,12 @@ def without_image(run: Run) -> Iterator[str]:
     row, blank, majority = run.test[-1], run.baselines.get("blank_image"), run.baselines.get("majority")
     low = row["acc_at_1_ci95"][0]
     if blank:
-        who = label(blank.get("stage", row["name"]))
-        yield f"With a blank image in place of the real one, {who} still gets {percent(blank['acc'])}."
-        if blank["acc"] >= low:
+        who, other = label(blank.get("stage", row["name"])), run.baselines.get("shuffled_image")
+        also = f", with the image of another question {percent(other['acc'])}" if other else ""
+        yield f"With a blank image in place of the real one, {who} still gets {percent(blank['acc'])}{also}."
+        if relied := run.results.get("reliance"):
+            yield f"{percent(relied['unchanged_frac'])} of its answers do not change, whichever is shown."
+        if max(blank["acc"], other["acc"] if other else 0.0) >= low:
             yield "So there is no clear sign that it uses the image."
     if majority and majority["acc"] >= low:
         acc = percent(majority["acc"])

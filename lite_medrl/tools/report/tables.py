@@ -30,6 +30,8 @@ MEANINGS = {
     "100 %, so a high Pass@K alone means little.",
     "Commonest answer": "blindly giving the answer that training shows most for that kind of question.",
     "Blank image": "the same model with a grey image in place of the real one: what it gets without looking.",
+    "Another image": "the same model with the image of another question (of another subject where that is "
+    "known).",
     "Support": "how far Pass@K is above guessing: 0 is guessing, 1 is always within reach. It is read at the "
     "largest K at which guessing stays low enough.",
     "Gap": "Pass@K less Acc@1 at that K: what choosing better among its own answers could still win.",
@@ -39,7 +41,8 @@ MEANINGS = {
     "Time": "what it took to ask the questions of the split, for the single answers and the sampled ones. "
     "Training is not in it; Provenance has the whole run.",
     "95 % interval": "where the figure may lie for other such questions: Wilson's interval for shares of "
-    "right answers (Acc@1, blank image, commonest answer), by bootstrap over the questions for the others.",
+    "right answers (Acc@1, blank and other image, commonest answer), by bootstrap over the questions for the "
+    "others.",
     "McNemar": "an exact paired test on the questions where two stages differ; p below 0.05 counts as "
     "significant. The p values are not corrected for several tests.",
     "SFT": "supervised fine-tuning: the model imitates written reasoning and right answers.",
@@ -83,7 +86,9 @@ def stages_table(rows: Sequence[Json], baselines: Json) -> Html:
     chance.pop("ci95", None)
     lines = [stage_line(row, ks) for row in rows]
     lines += [
-        baseline_line(key, baselines[key], ks) for key in ("blank_image", "majority") if key in baselines
+        baseline_line(key, baselines[key], ks)
+        for key in ("blank_image", "shuffled_image", "majority")
+        if key in baselines
     ]
     lines.append(baseline_line("chance", chance, ks, guessed))
     return table(names, lines, class_="wide")

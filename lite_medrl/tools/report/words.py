@@ -7,7 +7,12 @@ from typing import Any
 Json = dict[str, Any]
 ALPHA = 0.05  # below it a difference counts as significant
 NARROW, MINUS = "\u202f", "\u2212"  # the space before a unit, which never breaks; a real minus sign
-BASELINES = {"chance": "guessing", "majority": "commonest answer", "blank_image": "blank image"}
+BASELINES = {
+    "chance": "guessing",
+    "majority": "commonest answer",
+    "blank_image": "blank image",
+    "shuffled_image": "another image",
+}
 
 
 FAILURES = {
