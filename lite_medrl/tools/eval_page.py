@@ -199,7 +199,7 @@ def parts_table(name: str, groups: Json) -> str:
         [
             label,
             str(g["n"]),
-            interval(g["accuracy"], g["ci95"]) + few(g["n"]),
+            interval(g["accuracy"], g["ci95"]),
             f"{g['parse_failure_frac']:.1%}",
         ]
         for label, g in groups.items()
