@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from medrl_kernels import grouped_logp, grouped_logp_triton
+from medrl_kernels.configs import FILTER_MASS
 
 EPS = {torch.float32: 2**-23, torch.float16: 2**-10}
 
@@ -197,37 +198,104 @@ def test_every_cell_is_written(monkeypatch: pytest.MonkeyPatch, head: bool) -> N
         assert torch.equal(x, y)
 
 
-def whole_numbers(dtype: torch.dtype) -> dict[str, Any]:
-    """A problem whose matrix products are exact in any order: small whole numbers over a power of two."""
-    p = problem(23, 40, 150, 16, dtype)
-    g = torch.Generator().manual_seed(3)
-    p["hidden"] = torch.randint(-4, 5, (23, 16), generator=g).to(dtype) / 4
-    p["weight"] = torch.randint(-4, 5, (150, 16), generator=g).to(dtype) / 4
-    return p
+def of_rows(p: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """A call with some of the states, in some order, one target each."""
+    return p | {"hidden": p["hidden"][rows], "target": p["target"][rows], "up": p["up"][:, rows]}
 
 
-@pytest.mark.parametrize("rows", [1, 4, 7])
-def test_results_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    p = whole_numbers(torch.float32)
-    whole = kernel(p, head=False, bias=True, entropy=False)
-    monkeypatch.setattr(grouped_logp_triton, "BUFFER_BYTES", 4 * 64 * rows)
-    chunked = kernel(p, head=False, bias=True, entropy=False)
-    assert torch.equal(chunked[0], whole[0])
-    assert torch.equal(chunked[1], whole[1])
-    torch.testing.assert_close(chunked[2], whole[2], atol=1e-6, rtol=1e-6)
-    remade = kernel(p, head=True, bias=True, entropy=True)
-    monkeypatch.undo()
-    for x, y in zip(remade, kernel(p, head=True, bias=True, entropy=True), strict=True):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize(
+    "options", [{}, {"filter_eps": 1e-3}, {"entropy": True}], ids=["", "filter", "entropy"]
+)
+def test_results_do_not_depend_on_what_else_a_call_holds(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """To the last bit, in real numbers: calls of 1 to 45 states, in another order, some of them ignored.
+
+    What a filter leaves out of a gradient is decided for a band of rows together; what it computes is not."""
+    asked = {"head": False, "bias": True, "entropy": False} | options
+    p = problem(45, None, 150, 48, dtype)
+    whole = kernel(p, **asked)
+    order = torch.randperm(45, generator=torch.Generator().manual_seed(1))
+    for size in (1, 31, 45):
+        pieces = [kernel(of_rows(p, rows), **asked) for rows in order.split(size)[:3]]
+        for k, want in enumerate(whole[: 2 if "filter_eps" in options else 3]):
+            assert torch.equal(torch.cat([piece[k] for piece in pieces]), want[order[: 3 * size]])
+
+
+def test_a_shared_state_has_the_bits_of_the_same_targets_alone() -> None:
+    """Its likeliest target decides what stays out of a state's sums, so all of them come along."""
+    p = problem(23, 40, 150, 16, torch.float16)
+    together = kernel(p, head=False, bias=True, entropy=False)
+    own = p["source"] == p["source"][0]
+    one = p | {"target": p["target"][own], "source": p["source"][own], "up": p["up"][:, own]}
+    alone = kernel(one, head=False, bias=True, entropy=False)
+    assert torch.equal(alone[0], together[0][own])
+    assert torch.equal(alone[1], together[1][own])
+    assert torch.equal(alone[2][p["source"][0]], together[2][p["source"][0]])
+
+
+def test_the_gradient_of_the_head_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the order of its sum over the states."""
+    p = problem(77, 90, 150, 16, torch.float32)
+    want = kernel(p, head=True, bias=True, entropy=True)
+    config = grouped_logp_triton.logp_config(None)
+    monkeypatch.setattr(grouped_logp_triton, "logp_config", lambda capability: config._replace(rows=128))
+    for x, y in zip(kernel(p, head=True, bias=True, entropy=True), want, strict=True):
         torch.testing.assert_close(x, y, atol=2e-6, rtol=2e-6)
 
 
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    p = whole_numbers(torch.float16)
-    together = kernel(p, head=False, bias=True, entropy=False)
-    one = {**p, "target": p["target"][:1], "source": p["source"][:1], "up": p["up"][:, :1]}
-    alone = kernel(one, head=False, bias=True, entropy=False)
-    assert torch.equal(alone[0], together[0][:1])
-    assert torch.equal(alone[1], together[1][:1])
+PASSES = [
+    ({"needs_grad": False}, 1, "a pass without gradient"),
+    ({}, 2, "forward and backward"),
+    ({"with_entropy": True}, 2, "an entropy that is looked at"),
+    ({"with_entropy": True, "entropy": True}, 4, "the gradient of an entropy"),
+    ({"head": True}, 4, "a head with gradient"),
+]
+
+
+@pytest.mark.parametrize(("asked", "products", "what"), PASSES, ids=[x[2] for x in PASSES])
+def test_how_many_matrix_products_it_takes(
+    asked: dict[str, Any], products: int, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in cells: one product is chunks of rows, filled up, times the vocabulary."""
+    cells = 0
+    for name in ("product", "accumulate"):
+        real = getattr(grouped_logp_triton, name)
+
+        def counted(*args: Tensor, real: Any = real) -> None:
+            nonlocal cells
+            a, b = args[:2] if real.__name__ == "product" else args[1:]
+            cells += a.shape[0] * a.shape[1] * (b.shape[0] if real.__name__ == "product" else b.shape[1])
+            real(*args)
+
+        monkeypatch.setattr(grouped_logp_triton, name, counted)
+    p = problem(40, None, 150, 16, torch.float32)
+    p["target"].clamp_(min=0)
+    hidden = p["hidden"].requires_grad_(asked.get("needs_grad", True))
+    weight = p["weight"].requires_grad_(asked.get("head", False))
+    entropy = asked.get("with_entropy", False)
+    out = grouped_logp(hidden, weight, p["target"], with_entropy=entropy, impl="triton")
+    if hidden.requires_grad:
+        more = out.entropy_N.sum() if asked.get("entropy") and out.entropy_N is not None else 0.0
+        (out.logp_N.sum() + more).backward()
+    assert cells == products * 64 * 150 * 16
+
+
+def test_backward_may_run_again_after_an_entropys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entropy's gradient takes the memory of E; what comes later makes it again."""
+    p = problem(7, 13, 150, 24, torch.float32)
+    hidden = p["hidden"].requires_grad_()
+    out = grouped_logp(hidden, p["weight"], p["target"], p["source"], with_entropy=True, impl="triton")
+    assert out.entropy_N is not None
+
+    def gradient(loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, hidden, retain_graph=True)[0]
+
+    logp, entropy = (out.logp_N * p["up"][0]).sum(), (out.entropy_N * p["up"][1]).sum()
+    first = gradient(logp)
+    both = gradient(logp + entropy)
+    torch.testing.assert_close(gradient(logp), first, rtol=1e-5, atol=1e-6)
+    assert torch.equal(gradient(logp + entropy), both)
+    torch.testing.assert_close(gradient(entropy), both - first, rtol=1e-4, atol=1e-5)
 
 
 def test_policy_old_and_filtered_passes_agree_to_the_bit() -> None:
@@ -270,19 +338,29 @@ def test_digits_survive_near_certainty(rest: float, dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours[2].double(), exact[2], rtol=2e-3, atol=2**-24 if small else 0)
 
 
-def test_gradients_far_below_fp16_reach_the_head() -> None:
+def test_small_weights_count_in_fp16() -> None:
+    """A probability 1.5 * 2^-24 of the likeliest has a place of its own in the head: without the power of two
+    that weights carry, fp16 would make it a third more or less."""
+    p = problem(1, None, 3, 8, torch.float16)
+    hidden, weight = torch.zeros(1, 8), torch.zeros(3, 8)
+    weight[[0, 1, 2], [0, 1, 2]] = 1.0
+    hidden[0, :3] = torch.tensor([0.0, 18.0, 18.0 + math.log(1.5 * 2.0**-24)])  # the target is unlikely
+    p |= {"hidden": hidden.half(), "weight": weight.half(), "target": torch.tensor([0])}
+    p["up"] = torch.full((2, 1), 2.0**14)  # the gradient itself is far from the least of fp16
+    exact, ours = (f(p, head=False, bias=False, entropy=False) for f in (naive64, kernel))
+    assert float(exact[2][0, 2].abs()) > 2**-11
+    torch.testing.assert_close(ours[2][0, 2].double(), exact[2][0, 2], rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("up", [2.0**-30, 2.0**12])
+def test_gradients_far_from_the_range_of_fp16_reach_the_bias(entropy: bool, up: float) -> None:
+    """The tiles hold d loss / d logit in fp16, near 1 by a power of two; a bias in fp32 shows its digits."""
     p = certain(1e-3, torch.float16)
-    p["up"] = torch.full((2, 1), 1e-6)
-    hidden = p["hidden"].requires_grad_()
-    weight = p["weight"].float().requires_grad_()
-    half = p["weight"].clone().requires_grad_()
-    out = grouped_logp(hidden, half, p["target"], impl="triton")
-    (out.logp_N * 2.0**-3).sum().backward()
-    plain = grouped_logp(hidden.detach().float(), weight, p["target"], impl="reference")
-    (plain.logp_N * 2.0**-3).sum().backward()
-    assert half.grad is not None
-    assert weight.grad is not None
-    torch.testing.assert_close(half.grad.float(), weight.grad, rtol=2e-3, atol=2**-24)
+    p["bias"] = torch.zeros(6)
+    p["up"] = torch.full((2, 1), up)
+    exact, ours = (f(p, head=True, bias=True, entropy=entropy) for f in (naive64, kernel))
+    torch.testing.assert_close(ours[4].double(), exact[4], rtol=4e-3, atol=0)
 
 
 @pytest.mark.parametrize("entropy", [False, True])
@@ -322,57 +400,100 @@ def peaked(states: int, vocabulary: int, width: int, seed: int = 0) -> dict[str,
     return p
 
 
-@pytest.mark.parametrize("eps", [1e-6, 1e-2, 1e-1])
-def test_filter_drops_no_more_than_it_may(eps: float) -> None:
+@pytest.mark.parametrize("eps", [1e-6, 1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("policy", ["peaked", "flat"])
+def test_filter_drops_no_more_than_it_may(eps: float, policy: str) -> None:
+    """A row of dh misses at most 16 eps times its incoming gradient and the head's longest row: by proof."""
     p = peaked(33, 300, 32)
+    p["hidden"] *= {"peaked": 1.6, "flat": 0.05}[policy]
     exact = naive64(p, head=False, bias=False, entropy=False)
     ours = kernel(p, head=False, bias=False, entropy=False, filter_eps=eps)
     torch.testing.assert_close(ours[0].double(), exact[0], rtol=1e-5, atol=1e-6)
-    prob = (p["hidden"].double() @ p["weight"].double().T).softmax(-1)
-    dropped_S = torch.where(prob < eps, prob, 0.0).sum(1) * p["up"][0].double().abs()
-    bound_S = dropped_S * p["weight"].double().norm(dim=1).max()
+    bound_S = FILTER_MASS * eps * p["up"][0].double().abs() * p["weight"].double().norm(dim=1).max()
     error_S = (ours[2].double() - exact[2]).norm(dim=1)
     assert (error_S <= bound_S + 1e-5 * exact[2].norm(dim=1) + 1e-7).all()
-    if eps == 1e-1:
+    if (eps, policy) == (1e-2, "peaked"):
         assert error_S.max() > 1e-4  # something was left out
 
 
-def test_filter_skips_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is skipped is never read: the head's rows of a block that cannot matter may be NaN there."""
-    p = peaked(8, 192, 32)
-    p["target"][:] = 5
-    p["hidden"][:] = p["weight"][5] * 3
+def live_blocks(monkeypatch: pytest.MonkeyPatch, p: dict[str, Any], eps: float) -> Tensor:
+    """Which blocks of 16 columns the filter of the first band of rows kept, in their order."""
     reached: list[Tensor] = []
     launch = grouped_logp_triton._live_blocks_kernel
 
     class Spy:
         def __getitem__(self, grid: Any) -> Any:
             def run(*args: Any, **kwargs: Any) -> None:
-                reached.append(args[3].clone())
+                reached.append(args[3][0].clone())
                 launch[grid](*args, **kwargs)
 
             return run
 
     monkeypatch.setattr(grouped_logp_triton, "_live_blocks_kernel", Spy())
-    kernel(p, head=False, bias=False, entropy=False, filter_eps=1e-3)
-    live = torch.cat([x[:1] for x in reached])
-    assert live.shape == (3, 4)  # three tiles of four blocks of 16 columns
-    prob = (p["hidden"][:1] @ p["weight"].T).softmax(-1)
-    prob[0, 5] = 0  # the pivot is not in the sum
-    must = (prob[0].view(3, 4, 16) >= 1e-3).any(-1)
-    assert (live.bool() | ~must).all()
-    assert live.sum() < live.numel() / 2
+    kernel(p, head=False, bias=False, entropy=False, filter_eps=eps)
+    return torch.cat(reached).bool()
 
 
-def test_offsets_past_two_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that lie 2^31 elements apart; only a few pages of the memory are ever touched."""
-    p = problem(2, None, 3, 16, torch.float16)
-    far = 2**31 + 8
-    hidden = torch.empty(far + 16, dtype=torch.float16).as_strided((2, 16), (far, 1)).copy_(p["hidden"])
-    weight = torch.empty(2 * 2**31 + 64, dtype=torch.float16).as_strided((3, 16), (2**31 + 8, 1))
-    weight.copy_(p["weight"])
-    near = grouped_logp(p["hidden"], p["weight"], p["target"], impl="triton").logp_N
-    assert torch.equal(grouped_logp(hidden, weight, p["target"], impl="triton").logp_N, near)
+def known_policy(prob_SV: Tensor) -> dict[str, Any]:
+    """States whose probabilities are given: the head is the unit matrix, logits are their logs."""
+    states, vocabulary = prob_SV.shape
+    p = problem(states, None, vocabulary, vocabulary, torch.float32)
+    p |= {"hidden": prob_SV.log().clamp(min=-80), "weight": torch.eye(vocabulary)}
+    return p | {"target": prob_SV.argmax(1)}
+
+
+EPS_HERE = 2.0**-10
+# Of 192 columns in blocks of 16: the blocks' largest probability in units of eps, and over how many columns.
+# A block may lose FILTER_MASS eps * 16 / 192 = 1.33 eps in all.
+BLOCKS = [
+    (0.9, 1, False),
+    (1.1, 1, True),
+    (0.2, 16, True),
+    (0.05, 16, False),
+    (0.6, 2, False),
+    (0.75, 2, True),
+]
+
+
+@pytest.mark.parametrize(("peak", "columns", "lives"), BLOCKS)
+def test_a_block_lives_by_its_largest_probability_and_by_their_sum(
+    monkeypatch: pytest.MonkeyPatch, peak: float, columns: int, lives: bool
+) -> None:
+    prob_V = torch.zeros(192)
+    prob_V[80 : 80 + columns] = peak * EPS_HERE
+    prob_V[5] = 1 - prob_V.sum()
+    want = torch.zeros(12, dtype=torch.bool)
+    want[5] = lives
+    p = known_policy(prob_V[None])
+    assert torch.equal(live_blocks(monkeypatch, p, EPS_HERE), want)
+
+
+def test_a_block_lives_if_one_of_its_rows_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    prob_SV = torch.zeros(5, 192)
+    prob_SV[:, 5] = 1.0
+    prob_SV[3, [5, 190]] = torch.tensor([1 - 2 * EPS_HERE, 2 * EPS_HERE])
+    want = torch.zeros(12, dtype=torch.bool)
+    want[11] = True
+    assert torch.equal(live_blocks(monkeypatch, known_policy(prob_SV), EPS_HERE), want)
+
+
+def test_a_flat_row_is_not_filtered_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every probability is below eps here, and all of them together are everything."""
+    p = problem(3, None, 320, 8, torch.float32)
+    p["hidden"] *= 0.01
+    assert live_blocks(monkeypatch, p, 1 / 300).all()
+    exact = naive64(p, head=False, bias=False, entropy=False)
+    ours = kernel(p, head=False, bias=False, entropy=False, filter_eps=1 / 300)
+    torch.testing.assert_close(ours[2].double(), exact[2], rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_skipped_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the blocks of a peaked policy and more; the pivot's own column does not count."""
+    p = peaked(8, 192, 32)
+    p["target"][:] = 5
+    p["hidden"][:] = p["weight"][5] * 3
+    live = live_blocks(monkeypatch, p, 1e-3)
+    assert live.sum() < len(live) / 2
 
 
 @pytest.mark.parametrize(

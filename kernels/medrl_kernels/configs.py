@@ -37,10 +37,12 @@ def nearest(capability: int) -> int:
 
 
 class LogpConfig(NamedTuple):
-    """Tile sizes of `grouped_logp`: columns of a tile (a power of two, all in one program's registers), and
-    the blocks of the filtered product; filter_rows 0: there is none, `filter_eps` changes nothing. Chosen by
-    the room they take; no timing has chosen among them yet."""
+    """Tile sizes of `grouped_logp`: rows of a chunk, columns of a tile (a power of two, all in one program's
+    registers), and the blocks of the filtered product; filter_rows 0: there is none, `filter_eps` changes
+    nothing. Every product is `rows` high, so few states cost as much as `rows`, and a row's results do not
+    depend on how many there are. Chosen by the room they take; no timing has chosen among them yet."""
 
+    rows: int
     block_c: int
     fold_warps: int
     filter_rows: int
@@ -50,14 +52,18 @@ class LogpConfig(NamedTuple):
     filter_stages: int
 
 
+# A row may lose so many times `filter_eps` of its probability in all: the unit roundoff of the dtype at
+# filter_eps = finfo(dtype).eps / 32, the value that benchmarks use.
+FILTER_MASS = 16.0
+
 GROUPED_LOGP = {
-    75: LogpConfig(8192, 16, 0, 64, 64, 4, 2),  # Triton multiplies without tensor cores there
-    80: LogpConfig(8192, 16, 128, 64, 128, 8, 3),
-    86: LogpConfig(8192, 16, 128, 64, 128, 8, 2),
-    90: LogpConfig(8192, 16, 128, 64, 128, 8, 3),
-    120: LogpConfig(8192, 16, 128, 64, 128, 8, 2),
+    75: LogpConfig(512, 8192, 16, 0, 64, 64, 4, 2),  # Triton multiplies without tensor cores there
+    80: LogpConfig(1024, 8192, 16, 128, 64, 128, 8, 3),
+    86: LogpConfig(512, 8192, 16, 128, 64, 128, 8, 2),
+    90: LogpConfig(1024, 8192, 16, 128, 64, 128, 8, 3),
+    120: LogpConfig(512, 8192, 16, 128, 64, 128, 8, 2),
 }
-INTERPRETED = LogpConfig(64, 4, 16, 16, 16, 4, 1)  # the interpreter runs programs one by one: small ones
+INTERPRETED = LogpConfig(32, 64, 4, 16, 16, 16, 4, 1)  # the interpreter runs programs one by one: small ones
 
 
 def logp_config(capability: int | None) -> LogpConfig:

@@ -187,11 +187,15 @@ def check_grpo_loss(call: SimpleNamespace) -> None:
 
 
 def check_packed(call: SimpleNamespace) -> None:
-    """ValueError unless the tensors are flat, on one device and as long as the completions say."""
+    """ValueError unless the tensors are flat, on one device (length_B also on the CPU) and as long as the
+    completions say."""
     check_is_tensor("logp_N", call.logp_N)
     device = call.logp_N.device
     check_tensor("logp_N", call.logp_N, 1, device)
-    check_tensor("length_B", call.length_B, 1, device, integer=True)
+    check_is_tensor("length_B", call.length_B)
+    # Lengths may stay on the CPU: their values are checked, and on a card each look would wait for it.
+    on_cpu = call.length_B.device.type == "cpu"
+    check_tensor("length_B", call.length_B, 1, call.length_B.device if on_cpu else device, integer=True)
     tokens, completions = len(call.logp_N), len(call.length_B)
     require(completions > 0, "length_B is empty: there is no completion")
     require(int(call.length_B.min()) >= 0, f"length_B must not be negative, got {int(call.length_B.min())}")

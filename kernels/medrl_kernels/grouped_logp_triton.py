@@ -8,14 +8,23 @@
 
 The pivot of a state is its likeliest target. It stays out of every sum, so a probability near 1 (the usual
 case) loses no digits: 1 - p_pivot = sigmoid(x) exactly. With a frozen head, E is accumulated while the tile
-is there, and the backward is a gather: 2 matrix products in all, 1 without gradient. A head that wants its
-own gradient, or an entropy whose gradient is asked for, makes the tiles again in the backward. One file,
-longer than the others: the kernels, their launchers and the gradient are read together.
+is there, and the backward is a gather: 2 matrix products in all, 1 without gradient. An entropy whose
+gradient is asked for makes the tiles again in the backward, 4 products in all; so does a head that wants its
+own gradient: 4, as E then waits for the backward. One file, longer than the others: the kernels, their
+launchers and the gradient are read together.
 
-Read: h (S, D), W (V, D) once a row chunk. Saved: E (U, D) fp32 and some numbers a state. Beyond that one
-buffer of BUFFER_BYTES. A row's sums run over the same tiles in the same order whatever the other rows are.
+Read: h (S, D), W (V, D) once a chunk of rows. Saved: E (U, D) fp32 and some numbers a state. Beyond that a
+chunk of states and a tile of products. Each chunk has `rows` rows, the last one filled up with zeros, and a
+row's sums run over the same tiles in the same order: every product has the same shape whatever a call
+holds, so a row's results are the same bits in a call of any size, as far as the library's product treats all
+rows of a matrix alike.
+
+`filter_eps`: with b <= lse (what the sums and the peak make so far) p_j = e^(l_j - lse) <= e^(l_j - b). A
+block of c columns is left out of E only where every e^(l_j - b) < eps and their sum is at most
+16 eps c / V. Blocks are disjoint: what a row loses is at most 16 eps in all, and since f <= 1 its dh / kappa
+misses at most 16 eps max |W_j| times its summed incoming gradient. (Up to fp32 rounding; 16 is FILTER_MASS.)
 Sources: the running logsumexp is Milakov & Gimelshein 2018 (arXiv 1805.02867); skipping blocks that cannot
-matter is Wijmans et al. 2024 (arXiv 2411.09009), here decided in the forward by a lower bound of lse.
+matter is Wijmans et al. 2024 (arXiv 2411.09009), which has no bound on their sum and decides in the backward.
 
 Letters: S states, U states in use, K targets that are not ignored (sorted by state), R rows of a chunk, C
 columns of a tile, V vocabulary, D hidden size.
@@ -31,14 +40,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from medrl_kernels.configs import Compilation, LogpConfig, logp_config
+from medrl_kernels.configs import FILTER_MASS, Compilation, LogpConfig, logp_config
 from medrl_kernels.dispatch import IGNORE_INDEX, capability_of
 from medrl_kernels.reference import GroupedLogp
 
-BUFFER_BYTES = 2**28  # 256 MiB: the logits of one tile in fp32, or all there are
 LOWEST = -3.0e38
 SLACK = tl.constexpr(8.0)  # a tile may rise this far over the row's reference before the row is rescaled
 PIVOT_D = (512, 1024)  # dimensions at a time, of 16-bit and of fp32 states: what spills nothing on any card
+NUM_STAGES = 2  # of every kernel but the filtered product: none of the others has a loop of matrix products
 HALF_SCALE = 16.0  # on fp16 weights: e^SLACK times it is below 65504, and small ones stay normal numbers
 
 
@@ -105,7 +114,7 @@ def _pivot_kernel(
 def _fold_kernel(
     z_ptr, part_ptr, bias_ptr, pivot_ptr, peak_ptr, top_ptr, sum_ptr, moment_ptr, mean_ptr, live_ptr,
     stride_z, stride_part, first_row, first_col, vocabulary, width, scale, cap, inv_temperature, part_scale,
-    log_eps, live_stride,
+    log_eps, block_share, live_stride,
     HAS_BIAS: tl.constexpr, SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, PARTS: tl.constexpr,
     FILTER: tl.constexpr, FILTER_ROWS: tl.constexpr, FILTER_COLS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -113,8 +122,8 @@ def _fold_kernel(
     """Takes one row of a tile of products into the row's sums; writes its weights e^(l - top) f over it.
 
     The row's reference `top` moves only when a tile rises by more than SLACK over it, so E is rescaled a few
-    times at most. With FILTER, a block of columns is marked live when one of its
-    probabilities may reach eps: l >= log(eps) + a lower bound of lse.
+    times at most. With FILTER, a block of columns is marked live when one of its probabilities may reach eps,
+    or their sum `block_share` a column, by a lower bound of lse.
     """
     r = tl.program_id(0).to(tl.int64)
     u = first_row + r
@@ -141,16 +150,21 @@ def _fold_kernel(
     tl.store(sum_ptr + u, total)
     if PARTS:
         tl.debug_barrier()  # the weights overwrite the products: nobody may still be reading
-        part = part * f * part_scale
-        to = part_ptr + r * stride_part + cols
         if FILTER:
+            BLOCKS: tl.constexpr = BLOCK_C // FILTER_COLS
             bound = new_top + tl.log(total)
             peak = tl.load(peak_ptr + u)
             bound = tl.maximum(bound, peak) + tl.log(1.0 + tl.exp(-tl.abs(bound - peak)))
             bound = tl.where(bound == bound, bound, float("-inf"))
-            block = tl.max(tl.reshape(logit, (BLOCK_C // FILTER_COLS, FILTER_COLS)), axis=1)
-            mark = live_ptr + (r // FILTER_ROWS) * live_stride + tl.arange(0, BLOCK_C // FILTER_COLS)
-            tl.store(mark, tl.full((BLOCK_C // FILTER_COLS,), 1, tl.int8), mask=~(block < bound + log_eps))
+            highest_b = tl.max(tl.reshape(logit, (BLOCKS, FILTER_COLS)), axis=1)
+            sum_b = tl.sum(tl.reshape(part, (BLOCKS, FILTER_COLS)), axis=1) * tl.exp(new_top - bound)
+            left_b = vocabulary - first_col - FILTER_COLS * tl.arange(0, BLOCKS)
+            may_lose_b = block_share * tl.minimum(tl.maximum(left_b, 0), FILTER_COLS).to(tl.float32)
+            dead = (highest_b < bound + log_eps) & (sum_b <= may_lose_b)  # neither, where one is not a number
+            mark = live_ptr + (r // FILTER_ROWS) * live_stride + tl.arange(0, BLOCKS)
+            tl.store(mark, tl.full((BLOCKS,), 1, tl.int8), mask=~dead)
+        part = part * f * part_scale
+        to = part_ptr + r * stride_part + cols
         tl.store(to, part.to(part_ptr.dtype.element_ty))
         if (shrink != 1.0) & (before > 0):
             dims = tl.arange(0, BLOCK_D)
@@ -392,26 +406,41 @@ def accumulate(sum_RD: Tensor, a_RC: Tensor, b_CD: Tensor) -> None:
 
 
 class Tiles:
-    """The walk over row chunks and vocabulary tiles, with the one buffer that all of them share."""
+    """The walk over chunks of rows and tiles of columns, with the one buffer that all of them share."""
 
-    def __init__(self, hidden_UD: Tensor, weight_VD: Tensor, config: LogpConfig) -> None:
-        self.hidden_UD, self.weight_VD, self.config = hidden_UD, weight_VD, config
-        self.dtype = torch.promote_types(hidden_UD.dtype, weight_VD.dtype)
-        columns = config.block_c
-        self.rows = max(1, min(len(hidden_UD), BUFFER_BYTES // (4 * columns)))
-        self.buffer_RC = hidden_UD.new_empty((self.rows, columns), dtype=torch.float32)
+    def __init__(self, hidden_SD: Tensor, state_U: Tensor, weight_VD: Tensor, config: LogpConfig) -> None:
+        self.hidden_SD, self.state_U, self.weight_VD, self.config = hidden_SD, state_U, weight_VD, config
+        self.dtype = torch.promote_types(hidden_SD.dtype, weight_VD.dtype)
+        self.rows, self.width = config.rows, hidden_SD.shape[1]
+        self.chunk_RD = hidden_SD.new_empty((self.rows, self.width), dtype=self.dtype)
+        self.buffer_RC = hidden_SD.new_empty((self.rows, config.block_c), dtype=torch.float32)
+
+    def zeros(self) -> Tensor:
+        """fp32 zeros (U, D), with as many rows more as fill the last chunk."""
+        rows = triton.cdiv(len(self.state_U), self.rows) * self.rows
+        return self.hidden_SD.new_zeros((rows, self.width), dtype=torch.float32)
+
+    def fill_chunk(self, first_row: int) -> int:
+        """Brings the next states into the chunk, zeros behind them; returns how many there are."""
+        state_R = self.state_U[first_row : first_row + self.rows]
+        full = len(self.state_U) == len(self.hidden_SD)
+        hidden_RD = self.hidden_SD[first_row : first_row + self.rows] if full else self.hidden_SD[state_R]
+        self.chunk_RD[: len(state_R)] = hidden_RD
+        self.chunk_RD[len(state_R) :] = 0
+        return len(state_R)
 
     def __iter__(self) -> Any:
-        """Yields (first_row, first_col, hidden_RD, weight_CD, z_RC, part_RC): products, and where the
-        weights of the same tile go (the same memory in the operands' dtype)."""
-        for first_row in range(0, len(self.hidden_UD), self.rows):
-            hidden_RD = self.hidden_UD[first_row : first_row + self.rows].to(self.dtype)
+        """Yields (first_row, rows, first_col, weight_CD, z_RC, part_RC): the products of the chunk, in the
+        first `rows` rows of which there are states, and where the weights of the same tile go (the same
+        memory in the operands' dtype)."""
+        z_RC = self.buffer_RC
+        part_RC = z_RC.view(self.dtype)[:, : self.config.block_c]
+        for first_row in range(0, len(self.state_U), self.rows):
+            rows = self.fill_chunk(first_row)
             for first_col in range(0, len(self.weight_VD), self.config.block_c):
                 weight_CD = self.weight_VD[first_col : first_col + self.config.block_c].to(self.dtype)
-                z_RC = self.buffer_RC[: len(hidden_RD)]
-                part_RC = z_RC.view(self.dtype)[:, : self.config.block_c]
-                product(hidden_RD, weight_CD, z_RC[:, : len(weight_CD)])
-                yield first_row, first_col, hidden_RD, weight_CD, z_RC, part_RC
+                product(self.chunk_RD, weight_CD, z_RC[:, : len(weight_CD)])
+                yield first_row, rows, first_col, weight_CD, z_RC, part_RC
 
 
 def find_pivots(
@@ -427,7 +456,7 @@ def find_pivots(
         targets.state_U, targets.start_U1, targets.target_K, logit_K, f_K, pivot_U, peak_U,
         hidden_SD.stride(0), weight_VD.stride(0), hidden_SD.shape[1], *shape[:3],
         HAS_BIAS=bias_V is not None, SOFTCAP=shape.softcapped,
-        BLOCK_D=PIVOT_D[hidden_SD.dtype == torch.float32], num_warps=8,
+        BLOCK_D=PIVOT_D[hidden_SD.dtype == torch.float32], num_warps=8, num_stages=NUM_STAGES,
     )  # fmt: skip
     top_U = torch.full_like(peak_U, LOWEST)
     return Rows(pivot_U, peak_U, top_U, torch.zeros_like(peak_U), torch.zeros_like(peak_U), logit_K, f_K)
@@ -445,37 +474,36 @@ def fold(
 ) -> float:
     """Takes every tile into the sums of `rows` and, with `mean_UD` (fp32, zeros), into E; returns the scale
     that E's weights carry."""  # fmt: skip
-    config, width = tiles.config, tiles.hidden_UD.shape[1]
+    config, width, vocabulary = tiles.config, tiles.width, len(tiles.weight_VD)
     part_scale = HALF_SCALE if tiles.dtype == torch.float16 else 1.0
     filtered = mean_UD is not None and filter_eps > 0 and config.filter_rows > 0
     bands = triton.cdiv(tiles.rows, max(1, config.filter_rows))
     block_d = filter_d(config, tiles.dtype == torch.float32)
     blocks = config.block_c // config.filter_cols
-    live = torch.zeros((bands, blocks), dtype=torch.int8, device=tiles.hidden_UD.device) if filtered else None
-    for first_row, first_col, hidden_RD, weight_CD, z_RC, part_RC in tiles:
+    live = torch.zeros((bands, blocks), dtype=torch.int8, device=tiles.hidden_SD.device) if filtered else None
+    for first_row, count, first_col, weight_CD, z_RC, part_RC in tiles:
         if live is not None:
             live.zero_()
-        _fold_kernel[(len(hidden_RD),)](
+        _fold_kernel[(count,)](
             z_RC, part_RC, z_RC if bias_V is None else bias_V, rows.pivot_U, rows.peak_U, rows.top_U,
             rows.sum_U, rows.moment_U, rows.sum_U if mean_UD is None else mean_UD,
             rows.sum_U if live is None else live, z_RC.stride(0), part_RC.stride(0), first_row, first_col,
-            len(tiles.weight_VD), width, *shape[:3], part_scale,
-            math.log(filter_eps) if filter_eps > 0 else 0.0, blocks,
+            vocabulary, width, *shape[:3], part_scale,
+            math.log(filter_eps) if filter_eps > 0 else 0.0, FILTER_MASS * filter_eps / vocabulary, blocks,
             HAS_BIAS=bias_V is not None, SOFTCAP=shape.softcapped, ENTROPY=with_entropy,
             PARTS=mean_UD is not None, FILTER=filtered, FILTER_ROWS=config.filter_rows,
             FILTER_COLS=config.filter_cols, BLOCK_C=config.block_c, BLOCK_D=1024,
-            num_warps=config.fold_warps,
+            num_warps=config.fold_warps, num_stages=NUM_STAGES,
         )  # fmt: skip
         if mean_UD is None:
             continue
         if live is None:
-            accumulate(
-                mean_UD[first_row : first_row + len(hidden_RD)], part_RC[:, : len(weight_CD)], weight_CD
-            )
+            mean_RD = mean_UD[first_row : first_row + tiles.rows]
+            accumulate(mean_RD, part_RC[:, : len(weight_CD)], weight_CD)
             continue
-        grid = (triton.cdiv(len(hidden_RD), config.filter_rows), triton.cdiv(width, block_d))
+        grid = (triton.cdiv(count, config.filter_rows), triton.cdiv(width, block_d))
         _live_blocks_kernel[grid](
-            part_RC, weight_CD, mean_UD, live, part_RC.stride(0), weight_CD.stride(0), len(hidden_RD),
+            part_RC, weight_CD, mean_UD, live, part_RC.stride(0), weight_CD.stride(0), count,
             first_row, len(weight_CD), width, blocks, FILTER_ROWS=config.filter_rows,
             FILTER_COLS=config.filter_cols, BLOCK_D=block_d,
             FULL_PRECISION=tiles.dtype == torch.float32, num_warps=config.filter_warps,
@@ -494,37 +522,49 @@ def remake(
     known: Known,
     bias_V: Tensor | None,
     shape: Shape,
+    grad_UD: Tensor,
     grad_weight_VD: Tensor | None,
     grad_bias_V: Tensor | None,
     *,
     with_entropy: bool,
-) -> tuple[Tensor, Tensor]:
-    """The backward of a head with gradient, or of an entropy: every tile again. Returns dh (U, D) without the
-    targets' own rows, and the factor that undoes its magnification; adds to dW and db."""  # fmt: skip
+) -> Tensor:
+    """The backward of a head with gradient, or of an entropy: every tile again. Adds dh without the targets'
+    own rows to grad_UD (fp32), and to dW and db; returns the factor that undoes dh's magnification."""
     largest = torch.maximum(known.mass_U.abs().max(), known.entropy_mass_U.abs().max())
     # fp16 gradients are brought near 1 by a power of two; the other dtypes have the range.
     half = tiles.dtype == torch.float16
     exponent = torch.where((largest > 0) & largest.isfinite(), largest, 1.0).log2().ceil().clamp(-100, 100)
     magnify = torch.exp2(6 - exponent) if half else torch.ones_like(exponent)
-    grad_UD = torch.zeros_like(tiles.hidden_UD, dtype=torch.float32)
-    for first_row, first_col, hidden_RD, weight_CD, z_RC, part_RC in tiles:
-        _dlogit_kernel[(len(hidden_RD),)](
+    for first_row, count, first_col, weight_CD, z_RC, part_RC in tiles:
+        _dlogit_kernel[(count,)](
             z_RC, part_RC, z_RC if bias_V is None else bias_V, *known, magnify, z_RC.stride(0),
             part_RC.stride(0), first_row, first_col, len(tiles.weight_VD), *shape[:3], shape.kappa,
             HAS_BIAS=bias_V is not None, SOFTCAP=shape.softcapped, ENTROPY=with_entropy,
-            BLOCK_C=tiles.config.block_c, num_warps=tiles.config.fold_warps,
+            BLOCK_C=tiles.config.block_c, num_warps=tiles.config.fold_warps, num_stages=NUM_STAGES,
         )  # fmt: skip
         part = part_RC[:, : len(weight_CD)]
-        accumulate(grad_UD[first_row : first_row + len(hidden_RD)], part, weight_CD)
+        accumulate(grad_UD[first_row : first_row + tiles.rows], part, weight_CD)
         columns = slice(first_col, first_col + len(weight_CD))
         if grad_weight_VD is not None:
-            accumulate(grad_weight_VD[columns], part.t(), hidden_RD)
+            accumulate(grad_weight_VD[columns], part.t(), tiles.chunk_RD)
         if grad_bias_V is not None:
-            grad_bias_V[columns] += part.float().sum(0)
+            grad_bias_V[columns] += part[:count].sum(0, dtype=torch.float32)
     for grad in (grad_weight_VD, grad_bias_V):
         if grad is not None:
             grad.div_(magnify)
-    return grad_UD, 1 / magnify
+    return 1 / magnify
+
+
+def add_own_rows(
+    grad_weight_VD: Tensor, coefficient_K: Tensor, hidden_SD: Tensor, targets: Targets, rows: int
+) -> None:
+    """Adds what each target's logit gives its own row of the head to dW, `rows` targets at a time."""
+    count_U = targets.start_U1.diff()
+    state_K = targets.state_U.repeat_interleave(count_U, output_size=len(targets.target_K))
+    for k in range(0, len(state_K), rows):
+        here = slice(k, k + rows)
+        own_RD = hidden_SD[state_K[here]].float().mul_(coefficient_K[here, None])
+        grad_weight_VD.index_add_(0, targets.target_K[here], own_RD)
 
 
 # --- autograd
@@ -540,19 +580,17 @@ class _GroupedLogp(torch.autograd.Function):
         logp_N = torch.zeros(len(target_N), dtype=torch.float32, device=hidden_SD.device)
         entropy_N = torch.zeros_like(logp_N) if with_entropy else logp_N.new_empty(0)
         ctx.set_materialize_grads(False)
-        ctx.shape, ctx.config, ctx.with_entropy, ctx.states = shape, config, with_entropy, len(hidden_SD)
-        ctx.has_bias = bias_V is not None
+        ctx.shape, ctx.config, ctx.with_entropy, ctx.spent = shape, config, with_entropy, False
         if len(targets.target_K) == 0:
             ctx.save_for_backward(hidden_SD, weight_VD, bias_V)
             ctx.empty = True
             return logp_N, entropy_N
         ctx.empty = False
         rows = find_pivots(hidden_SD, weight_VD, bias_V, targets, shape)
-        hidden_UD = used(hidden_SD, targets)
-        tiles = Tiles(hidden_UD, weight_VD, config)
+        tiles = Tiles(hidden_SD, targets.state_U, weight_VD, config)
         # E is kept only where it is the whole answer: a head with gradient makes its tiles again anyway.
         keep = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1] and not ctx.needs_input_grad[2]
-        mean_UD = torch.zeros_like(hidden_UD, dtype=torch.float32) if keep else None
+        mean_UD = tiles.zeros() if keep else None
         part_scale = fold(
             tiles, rows, bias_V, shape, mean_UD, with_entropy=with_entropy, filter_eps=filter_eps
         )
@@ -560,7 +598,7 @@ class _GroupedLogp(torch.autograd.Function):
         _finish_kernel[(len(lse_U),)](
             targets.start_U1, targets.order_K, rows.logit_K, rows.peak_U, rows.top_U, rows.sum_U,
             rows.moment_U, logp_N, entropy_N, over_U, lse_U, spread_U, factor_U, part_scale,
-            ENTROPY=with_entropy, num_warps=1,
+            ENTROPY=with_entropy, num_warps=1, num_stages=NUM_STAGES,
         )  # fmt: skip
         ctx.save_for_backward(
             hidden_SD, weight_VD, bias_V, *targets, rows.pivot_U, rows.f_K, over_U, lse_U, spread_U, factor_U,
@@ -591,17 +629,22 @@ class _GroupedLogp(torch.autograd.Function):
             targets.start_U1, targets.order_K, targets.target_K, pivot_U, f_K, over_U, spread_U,
             dummy if up_N is None else up_N, up_entropy_N if entropy else dummy, coefficient_K, mass_U,
             entropy_mass_U, 0 if up_N is None else up_N.stride(0), up_entropy_N.stride(0) if entropy else 0,
-            shape.kappa, HAS_UP=up_N is not None, ENTROPY=entropy, num_warps=1,
+            shape.kappa, HAS_UP=up_N is not None, ENTROPY=entropy, num_warps=1, num_stages=NUM_STAGES,
         )  # fmt: skip
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        recompute = mean_UD is None or entropy
+        recompute = mean_UD is None or entropy or ctx.spent
         if recompute:
             known = Known(pivot_U, lse_U, spread_U, mass_U, entropy_mass_U)
-            tiles = Tiles(used(hidden_SD, targets), weight_VD, ctx.config)
-            mean_UD, factor_U = remake(
-                tiles, known, bias_V, shape, grad_weight_VD, grad_bias_V, with_entropy=entropy
+            tiles = Tiles(hidden_SD, targets.state_U, weight_VD, ctx.config)
+            # E's memory, if there is one, takes the gradient: a second (U, D) would double what is held. A
+            # later backward through this node makes its tiles again.
+            ctx.spent = mean_UD is not None
+            mean_UD = tiles.zeros() if mean_UD is None else mean_UD.data.zero_()
+            factor_U = remake(
+                tiles, known, bias_V, shape, mean_UD, grad_weight_VD, grad_bias_V, with_entropy=entropy
             )
+            del tiles
         grad_hidden = None
         if ctx.needs_input_grad[0]:
             full = len(targets.state_U) == len(hidden_SD)
@@ -610,26 +653,15 @@ class _GroupedLogp(torch.autograd.Function):
             _gather_kernel[(len(lse_U), triton.cdiv(width, 1024))](
                 grad_hidden, weight_VD, mean_UD, targets.state_U, targets.start_U1, targets.target_K,
                 coefficient_K, mass_U, factor_U, grad_hidden.stride(0), weight_VD.stride(0), width,
-                shape.kappa, RECOMPUTED=recompute, BLOCK_D=1024, num_warps=4,
+                shape.kappa, RECOMPUTED=recompute, BLOCK_D=1024, num_warps=4, num_stages=NUM_STAGES,
             )  # fmt: skip
-        if grad_weight_VD is not None or grad_bias_V is not None:
-            count_U = targets.start_U1.diff()
-            state_K = targets.state_U.repeat_interleave(count_U, output_size=len(targets.target_K))
-            if grad_weight_VD is not None:
-                own_KD = coefficient_K[:, None] * hidden_SD[state_K].float()
-                grad_weight_VD.index_add_(0, targets.target_K, own_KD)
-                grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
-            if grad_bias_V is not None:
-                grad_bias_V.index_add_(0, targets.target_K, coefficient_K)
-                grad_bias_V = grad_bias_V.to(bias_V.dtype)
+        if grad_weight_VD is not None:
+            add_own_rows(grad_weight_VD, coefficient_K, hidden_SD, targets, ctx.config.rows)
+            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
+        if grad_bias_V is not None:
+            grad_bias_V.index_add_(0, targets.target_K, coefficient_K)
+            grad_bias_V = grad_bias_V.to(bias_V.dtype)
         return (grad_hidden, grad_weight_VD, grad_bias_V, *nothing)
-
-
-def used(hidden_SD: Tensor, targets: Targets) -> Tensor:
-    """The states in use, (U, D); all of them without a copy."""
-    if len(targets.state_U) == len(hidden_SD):
-        return hidden_SD
-    return hidden_SD.index_select(0, targets.state_U)
 
 
 # --- public
@@ -649,17 +681,18 @@ def grouped_logp(
     """`reference.grouped_logp` by tiles; arguments are checked by the caller (`medrl_kernels.grouped_logp`).
 
     fp32, fp16 and bf16 (bf16 from compute capability 8.0). With `filter_eps` the gradient leaves out blocks
-    of the vocabulary in which every probability is below it: what is left out of a row of dh / kappa is at
-    most (sum of the dropped p) * max |W_j|, and each dropped p < filter_eps. logp and entropy stay exact, and
-    so does the gradient of an entropy or of the head.
+    of the vocabulary in which every probability is below it, and of a row's probability at most FILTER_MASS
+    times it in all: a row of dh / kappa misses at most FILTER_MASS filter_eps max |W_j| times its incoming
+    gradient. logp and entropy stay exact, and so does the gradient of an entropy or of the head.
     """
     shape = Shape(logit_scale, softcap or 1.0, 1.0 / temperature, softcap is not None)
     config = logp_config(capability_of(hidden_SD))
-    logp_N, entropy_N = _GroupedLogp.apply(
-        hidden_SD.contiguous() if hidden_SD.stride(1) != 1 else hidden_SD,
-        weight_VD.contiguous() if weight_VD.stride(1) != 1 else weight_VD,
-        bias_V, target_N, source_N, shape, with_entropy, filter_eps, config,
-    )  # fmt: skip
+    with torch.cuda.device_of(hidden_SD):
+        logp_N, entropy_N = _GroupedLogp.apply(
+            hidden_SD.contiguous() if hidden_SD.stride(1) != 1 else hidden_SD,
+            weight_VD.contiguous() if weight_VD.stride(1) != 1 else weight_VD,
+            bias_V, target_N, source_N, shape, with_entropy, filter_eps, config,
+        )  # fmt: skip
     return GroupedLogp(logp_N, entropy_N if with_entropy else None)
 
 
@@ -708,7 +741,7 @@ def compilations(arch: int) -> list[Compilation]:
 
 IN_DTYPE = ("hidden_ptr", "weight_ptr", "bias_ptr", "part_ptr", "grad_ptr")  # in that of hidden and head
 IN_INT64 = ("state_ptr", "start_ptr", "order_ptr", "target_ptr", "pivot_ptr")
-IN_FP32 = ("scale", "cap", "inv_temperature", "part_scale", "log_eps", "kappa")
+IN_FP32 = ("scale", "cap", "inv_temperature", "part_scale", "log_eps", "block_share", "kappa")
 
 
 def compilation(

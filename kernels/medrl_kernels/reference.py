@@ -242,7 +242,8 @@ def grpo_loss(
     """The GRPO objective of one micro-batch as TRL computes it, with TRL's metrics.
 
     Tokens are packed: completion b owns the next `length_B[b]` of the N entries; length 0 adds nothing but
-    counts in B. Exactly one of advantage_B (one a completion) and advantage_N (one a token) is given.
+    counts in B. `length_B` may lie on the CPU whatever the others do. Exactly one of advantage_B (one a
+    completion) and advantage_N (one a token) is given.
     `old_logp_N=None` means the policy itself, detached. Gradient flows to logp_N and, through `entropy_coef`,
     to entropy_N; the rest is data. `importance_sampling_{correction,mode,clip_max,clip_min}` are TRL's
     `vllm_importance_sampling_*`, off unless asked for: weights of old over sampling policy, 1 where a
@@ -350,8 +351,9 @@ def pack(call: SimpleNamespace) -> Batch:
     sampling_N = old_N if call.sampling_logp_N is None else call.sampling_logp_N.detach().to(dtype)
     ref_N = None if call.ref_logp_N is None else call.ref_logp_N.detach().to(dtype)
     entropy_N = None if call.entropy_N is None else call.entropy_N.to(dtype)
-    owner_N = torch.repeat_interleave(call.length_B.long(), output_size=len(logp_N))
-    packing = Packing(owner_N, call.length_B.to(dtype))
+    length_B = call.length_B.to(logp_N.device)
+    owner_N = torch.repeat_interleave(length_B.long(), output_size=len(logp_N))
+    packing = Packing(owner_N, length_B.to(dtype))
     advantage_X = (call.advantage_N if call.advantage_B is None else call.advantage_B).detach().to(dtype)
     advantage = packing.level(advantage_X, call.advantage_B is not None)
     return Batch(packing, logp_N, old_N, sampling_N, ref_N, entropy_N, advantage)
@@ -484,7 +486,7 @@ def reduce_loss(loss: Leveled, packing: Packing, call: SimpleNamespace) -> Tenso
 
 def choose(condition_X: Tensor, yes: float, no: float, *, like: Tensor) -> Tensor:
     """`yes` where the condition holds, else `no`, in the dtype of `like`."""
-    return torch.where(condition_X, like.new_tensor(yes), like.new_tensor(no))
+    return torch.where(condition_X, like.new_full((), yes), like.new_full((), no))
 
 
 def mean_or_zero(x: Tensor) -> Tensor:
