@@ -26,7 +26,7 @@ from lite_medrl.model.hf_generate import hf_generate
 from lite_medrl.model.kv_cache import shared_attention
 from lite_medrl.model.packed import base_of
 from lite_medrl.model.prefill import prefill, replaced, why_not
-from lite_medrl.model.prompt_images import join_images, split_images, with_equal_images
+from lite_medrl.model.prompt_images import as_weights, join_images, split_images, with_equal_images
 from lite_medrl.model.sampling import Sampling, check, seen_tokens, uniforms
 from lite_medrl.model.stops import Growing, Stops, completions, make_stops
 from lite_medrl.model.tree_mask import device_of, mask_dtype
@@ -129,6 +129,7 @@ def start(
 ) -> Rollout:
     """Checks everything that can be wrong, and returns answers that nothing has been drawn for yet."""
     base = base_of(model)
+    inputs = as_weights(base, inputs)
     stops = make_stops(processor.tokenizer, stop_ids(processor, base), asked.sampling.stop)
     length_P = inputs["attention_mask"].sum(1).tolist()
     check_left_padded(inputs["attention_mask"])
