@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from lite_medrl.model.folded import folded, summed
 from lite_medrl.model.generate import Sampling, generate
 from lite_medrl.model.packed import base_of
 from lite_medrl.model.score import score
+from lite_medrl.model.stream import stream
 from lite_medrl.types import DataError, ModelError, RecipeError
 
 SAMPLING = Sampling(14)
@@ -293,6 +294,53 @@ def test_ctrl_c_leaves_the_model_usable(schooled: Any, monkeypatch: pytest.Monke
     assert all(torch.equal(value, state[name]) for name, value in schooled.model.state_dict().items())
     schooled.model.eval()
     assert run(schooled) == expected
+
+
+class Cut:
+    """Steps of a rollout between two of which Ctrl-C arrives, in the frame of whoever walks through them."""
+
+    def __init__(self, steps: Any) -> None:
+        self.steps, self.taken, self.close = steps, 0, steps.close
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        if self.taken == 3:
+            raise KeyboardInterrupt
+        self.taken += 1
+        return next(self.steps)
+
+
+@pytest.mark.parametrize("way", ["generate", "stream"])
+def test_ctrl_c_between_steps_does_so_too_though_the_traceback_is_kept(
+    schooled: Any, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """As notebooks keep it; in `stream` it arrives while the text is put together."""
+    inputs, base = prompts(schooled.processor, 1), base_of(schooled.model)
+    expected, attention = run(schooled, 1), base.config.text_config._attn_implementation
+    with torch.no_grad():
+        logits = schooled.model(**inputs).logits
+
+    def interrupted(rows: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as kept:
+        if way == "generate":
+            real = module.start
+            patch.setattr(
+                module, "start", lambda *a: module.Rollout((r := real(*a)).answers, cast(Any, Cut(r.steps)))
+            )
+            run(schooled, 1)
+        else:
+            patch.setattr(schooled.processor.tokenizer, "batch_decode", interrupted)
+            list(stream(schooled.model, schooled.processor, inputs, sampling=SAMPLING))
+    assert kept.tb is not None
+    assert base.config.text_config._attn_implementation == attention
+    assert not any("forward" in m.__dict__ for m in schooled.model.modules() if isinstance(m, LoraLayer))
+    with torch.no_grad():
+        assert torch.equal(schooled.model(**inputs).logits, logits)
+    assert run(schooled, 1) == expected
 
 
 def test_a_model_that_computes_nan_is_not_sampled_from(noisy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
