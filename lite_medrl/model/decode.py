@@ -43,9 +43,18 @@ def decode(base: Any, prefix: Prefix, answers: Sequence[Growing], chance: Chance
     """Draws a token for every answer that goes on, until all are over; yields which ones got one.
 
     Args:
+        prefix: with more than one prompt it is used up, because those that end make room for the others.
         answers: G for each prompt of the prefix, prompt after prompt; they grow in place.
     """
     batch = Batch(base, prefix, len(answers) // len(prefix.length_P), max(a.limit for a in answers))
+    try:
+        yield from drawn_in(batch, prefix, answers, chance)
+    finally:
+        batch.graph = None  # it holds the batch, which would hold its caches until Python looks for circles
+
+
+def drawn_in(batch: Batch, prefix: Prefix, answers: Sequence[Growing], chance: Chance) -> Iterator[list[int]]:
+    """`decode` in a batch that has been laid out."""
     seen_RV = None if chance.seen_PV is None else chance.seen_PV[batch.prompt_R]
     logits_RV = prefix.logits_PV[batch.prompt_R]
     while True:
@@ -88,7 +97,7 @@ class Batch:
 
     def __init__(self, base: Any, prefix: Prefix, places: int, length: int) -> None:
         device = prefix.length_P.device
-        self.base, self.prefix, self.config = base, prefix, base.config
+        self.base, self.prompts, self.config = base, len(prefix.length_P), base.config
         self.graph = replayed(self.forward, device)
         self.name_R = torch.arange(len(prefix.length_P) * places, device=device)
         self.prompt_R = self.name_R // places
@@ -157,12 +166,12 @@ class Batch:
             return None
         kept_R = torch.tensor(kept, device=self.at_1.device)
         prompts = list(dict.fromkeys(self.of_prompt[row] for row in kept))
-        fewer = 2 * len(prompts) <= len(self.prefix.length_P) or self.graph is not None
+        fewer = len(prompts) < self.prompts and (2 * len(prompts) <= self.prompts or self.graph is not None)
         if fewer:
             self.drop_prompts(prompts)
         place = {prompt: p for p, prompt in enumerate(prompts)} if fewer else None
         self.of_prompt = [place[self.of_prompt[r]] if place else self.of_prompt[r] for r in kept]
-        cells = cells or ragged(self.of_prompt, len(self.prefix.length_P), kept_R.device)
+        cells = cells or ragged(self.of_prompt, self.prompts, kept_R.device)
         for layer in self.cache.layers:
             layer.keep(kept_R, self.column, cells)
         for name in ("name_R", "prompt_R", "token_R1", "depth_R", "position_R"):
@@ -172,9 +181,9 @@ class Batch:
 
     def drop_prompts(self, prompts: Sequence[int]) -> None:
         """Keeps the keys and values of these prompts only."""
-        self.prefix = self.prefix.select(torch.tensor(prompts, device=self.at_1.device))
-        for layer, prompt in zip(self.cache.layers, self.prefix.layers, strict=True):
-            layer.prompt = prompt
+        kept_P, self.prompts = torch.tensor(prompts, device=self.at_1.device), len(prompts)
+        for layer in self.cache.layers:
+            layer.keep_prompts(kept_P)
 
 
 def regular(of_prompt: Sequence[int], alive: Sequence[int]) -> tuple[list[int], Cells]:

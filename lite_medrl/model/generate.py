@@ -11,8 +11,9 @@ Letters: P prompts, G answers to a prompt, R rows = P x G, L prompt tokens.
 from __future__ import annotations
 
 import logging
+from collections import abc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,7 @@ from lite_medrl.model.hf_generate import hf_generate
 from lite_medrl.model.kv_cache import shared_attention
 from lite_medrl.model.packed import base_of
 from lite_medrl.model.prefill import prefill, replaced, why_not
-from lite_medrl.model.prompt_images import join_images, split_images, with_equal_images
+from lite_medrl.model.prompt_images import as_weights, join_images, split_images, with_equal_images
 from lite_medrl.model.sampling import Sampling, check, seen_tokens, uniforms
 from lite_medrl.model.stops import Growing, Stops, completions, make_stops
 from lite_medrl.model.tree_mask import device_of, mask_dtype
@@ -37,6 +38,7 @@ __all__ = ["Generator", "Sampling", "generate"]
 log = logging.getLogger(__name__)
 
 Generator = Literal["grouped", "hf"]
+Steps = abc.Generator[list[int], None, None]  # the numbers of the answers that grew, step after step
 
 
 @torch.no_grad()
@@ -75,8 +77,9 @@ def generate(
     asked = Asked(num_generations, sampling, seed, step, list(keys_P or range(count)), greedy_first)
     with answering(model):
         rollout = start(model, processor, inputs, asked, generator, max_cache_gib)
-        for _ in rollout.steps:
-            pass
+        with closing(rollout.steps) as steps:
+            for _ in steps:
+                pass
     rows = completions(processor.tokenizer, rollout.answers)
     return [rows[i : i + num_generations] for i in range(0, len(rows), num_generations)]
 
@@ -101,9 +104,12 @@ class Asked:
 
 
 class Rollout:
-    """Answers that grow while `steps` is walked through; each step yields the numbers of those that grew."""
+    """Answers that grow while `steps` is walked through; each step yields the numbers of those that grew.
 
-    def __init__(self, answers: list[Growing], steps: Iterator[list[int]]) -> None:
+    Whoever stops early closes `steps`, which hold the model's layers and attention as they need them.
+    """
+
+    def __init__(self, answers: list[Growing], steps: Steps) -> None:
         self.answers, self.steps = answers, steps
 
 
@@ -129,6 +135,7 @@ def start(
 ) -> Rollout:
     """Checks everything that can be wrong, and returns answers that nothing has been drawn for yet."""
     base = base_of(model)
+    inputs = as_weights(base, inputs)
     stops = make_stops(processor.tokenizer, stop_ids(processor, base), asked.sampling.stop)
     length_P = inputs["attention_mask"].sum(1).tolist()
     check_left_padded(inputs["attention_mask"])
@@ -190,7 +197,7 @@ def in_waves(
     asked: Asked,
     parts: Sequence[tuple[list[int], int]],
     answers: Sequence[Growing],
-) -> Iterator[list[int]]:
+) -> Steps:
     """Prefill and decoding, wave after wave."""
     base, size = base_of(model), asked.num_generations
     with folded(model):
@@ -251,7 +258,7 @@ def by_transformers(
     asked: Asked,
     stops: Stops,
     answers: list[Growing],
-) -> Iterator[list[int]]:
+) -> Steps:
     """All answers in one step, through `model.generate`."""
     size = asked.num_generations
     where = {"seed": asked.seed, "step": asked.step}

@@ -41,10 +41,12 @@ class Prefix:
     position_P: Tensor
     logits_PV: Tensor
 
-    def select(self, prompts_P: Tensor) -> Prefix:
-        """Some of the prompts, in this order."""
-        layers = [(keys[prompts_P], values[prompts_P]) for keys, values in self.layers]
-        return Prefix(layers, *(x[prompts_P] for x in (self.length_P, self.position_P, self.logits_PV)))
+    def reorder(self, prompts_P: Tensor) -> None:
+        """The prompts in this order; one layer at a time, so that there are no two of the whole."""
+        for number, (keys, values) in enumerate(self.layers):
+            self.layers[number] = (keys[prompts_P], values[prompts_P])
+        self.length_P, self.position_P = self.length_P[prompts_P], self.position_P[prompts_P]
+        self.logits_PV = self.logits_PV[prompts_P]
 
 
 class Cells(NamedTuple):
@@ -110,6 +112,13 @@ class SharedLayer(CacheLayerMixin):
             own[: len(rows_R), :, :columns] = own[rows_R, :, :columns]
             self.own[i] = own[: len(rows_R)]
         self.cells = cells
+
+    def keep_prompts(self, prompts_P: Tensor) -> None:
+        """Moves these prompts to the front, over those that have no more answers."""
+        for x in self.prompt:
+            x[: len(prompts_P)] = x[prompts_P]
+        keys, values = self.prompt
+        self.prompt = (keys[: len(prompts_P)], values[: len(prompts_P)])
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the buffers exist."""

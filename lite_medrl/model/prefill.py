@@ -142,12 +142,16 @@ def join(places: list[tuple[Prefix, int]]) -> Prefix:
     parts = list({id(prefix): prefix for prefix, _ in places}.values())
     if len(parts) == 1:
         order = torch.tensor([i for _, i in places], device=parts[0].length_P.device)
-        return parts[0].select(order) if order.tolist() != list(range(len(order))) else parts[0]
+        if order.tolist() != list(range(len(order))):
+            parts[0].reorder(order)
+        return parts[0]
     longest = max(prefix.layers[0][0].shape[2] for prefix in parts)
     layers = []
     for number in range(len(parts[0].layers)):
         rows = ([prefix.layers[number][kind][i] for prefix, i in places] for kind in (0, 1))
         layers.append(tuple(torch.stack([fill(row, longest) for row in kind]) for kind in rows))
+        for prefix in parts:
+            prefix.layers[number] = layers[number]  # its own goes
     names = ("length_P", "position_P", "logits_PV")
     others = (torch.stack([getattr(prefix, name)[i] for prefix, i in places]) for name in names)
     return Prefix(layers, *others)

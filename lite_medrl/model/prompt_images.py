@@ -117,6 +117,17 @@ def with_equal_images(images_P: Sequence[Images]) -> list[list[int]]:
     return found
 
 
+def as_weights(base: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, those of numbers (pixels) in the dtype of the model's first weight, its tower's.
+
+    Processors make fp32, and not every tower casts what it is shown (Segformer does not).
+    """
+    return {
+        key: value.to(base.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for key, value in tensors.items()
+    }
+
+
 def join_images(images: Sequence[Images]) -> dict[str, Tensor]:
     """The images of several rows as one batch."""
     joined = {}

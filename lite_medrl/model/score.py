@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lite_medrl.model.pack_check import FAMILIES, packable_plan
 from lite_medrl.model.packed import Plan, States, base_of, packed_states, plan, token_types
-from lite_medrl.model.prompt_images import Images, check_image_tokens, join_images, split_images
+from lite_medrl.model.prompt_images import Images, as_weights, check_image_tokens, join_images, split_images
 from medrl_kernels import GroupedLogp, grouped_logp
 
 PrefixTreeMode = Literal["auto", "required", "off"]
@@ -71,10 +71,12 @@ def score(
         ValueError: image tokens that do not match the images, a completion that does not fit
             `max_tree_tokens`. ModelError: "required", and the model cannot be packed.
     """
-    config = base_of(model).config
+    base = base_of(model)
+    config, inputs = base.config, as_weights(base, inputs)
     if images_P is None:
         sees = getattr(config, "image_token_id", None) is not None
         images_P = split_images(config, inputs) if sees else [{} for _ in inputs["input_ids"]]
+    images_P = [as_weights(base, images) for images in images_P]
 
     def make() -> Plan:
         return plan(

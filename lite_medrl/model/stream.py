@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def stream(
     sampling: Sampling,
     seed: int = 0,
     key: int = 0,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """The text of the answer to one prompt so far, again after each token; the last is the whole answer.
 
     It is the same answer as `generate` gives. Whoever stops listening early leaves the model usable.
@@ -31,8 +32,9 @@ def stream(
     with answering(model):
         rollout = start(model, processor, inputs, asked)
         text = ""
-        for _ in rollout.steps:
-            (text,) = processor.tokenizer.batch_decode([rollout.answers[0].text_tokens])
-            yield text.rstrip(UNFINISHED)
+        with closing(rollout.steps) as steps:
+            for _ in steps:
+                (text,) = processor.tokenizer.batch_decode([rollout.answers[0].text_tokens])
+                yield text.rstrip(UNFINISHED)
         if text.endswith(UNFINISHED):
             yield text  # the answer ended inside a character

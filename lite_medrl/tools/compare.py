@@ -11,6 +11,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,11 @@ class Comparison:
             inputs = encode_prompts(
                 self.processor, [sample], **wording(self.recipe.prompt), device=self.policy.device
             )
-            with answering_as(self.model, stage):
-                for text in stream(self.model, self.processor, inputs, sampling=sampling):
+            with (
+                answering_as(self.model, stage),
+                closing(stream(self.model, self.processor, inputs, sampling=sampling)) as texts,
+            ):
+                for text in texts:
                     yield stage, text
             yield stage, self.reply(stage, sample, text, time.perf_counter() - start)
 

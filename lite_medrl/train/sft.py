@@ -17,6 +17,7 @@ from trl import SFTTrainer as TRLSFTTrainer
 
 from lite_medrl.model.pack_check import packable_plan, require_packable
 from lite_medrl.model.packed import Plan, States, base_of, packed_states, plan_labelled
+from lite_medrl.model.prompt_images import as_weights
 from lite_medrl.model.score import LEAST_SAVING, head_logp
 from lite_medrl.train.config import tree_options
 from lite_medrl.train.guards import refuse_ignored, refuse_processes, restore, trainable
@@ -89,7 +90,8 @@ def trained_logps(
 
     The third value says how many times fewer tokens went through the network than the rows have.
     """
-    rows = {key: value for key, value in inputs.items() if key not in ("labels", "use_cache")}
+    told = {key: value for key, value in inputs.items() if key not in ("labels", "use_cache")}
+    rows = as_weights(base_of(model), told)
 
     def make() -> Plan:
         return plan_labelled(base_of(model).config, rows, inputs["labels"], max_tokens=max_tree_tokens)
