@@ -229,8 +229,8 @@ def add_eval_flags(verb: argparse.ArgumentParser) -> None:
         "--images", default="real,blank,shuffled", metavar="A,B",
         help="which images are shown: real, and blank and shuffled to see whether they matter (default: all)",
     )  # fmt: skip
-    for name in ("max-new-tokens", "num-samples", "temperature", "top-p"):
-        kind = int if name in ("max-new-tokens", "num-samples") else float
+    for name in ("max-new-tokens", "num-samples", "temperature", "top-p", "top-k"):
+        kind = float if name in ("temperature", "top-p") else int
         verb.add_argument(
             f"--{name}", f"--{name.replace('-', '_')}", type=kind, metavar="N",
             help="instead of the protocol's; its id says so",
@@ -354,11 +354,11 @@ def evaluate(args: argparse.Namespace, show: Show) -> None:
     from lite_medrl.tools import evaluate as verb
     from lite_medrl.tools.eval_page import describe
 
-    changed = ("max_new_tokens", "num_samples", "temperature", "top_p")
+    changed = ("max_new_tokens", "num_samples", "temperature", "top_p", "top_k")
     same = ("model", "protocol", "stage", "adapter", "overrides", "split", "questions", "limit", "seed",
             "on_error", "judge")  # fmt: skip
     request = verb.Request(
-        benchmarks=args.benchmark.split(","),
+        benchmarks=args.benchmark,
         images=args.images.split(","),
         changes={name: getattr(args, name) for name in changed},
         **{name: getattr(args, name) for name in same},

@@ -60,6 +60,8 @@ class Sample:
     split: str = "train"
     reasoning: str | None = None
     subject: str | None = None
+    answer_type: Literal["closed", "open"] | None = None
+    """What the set itself says: "closed" may be a short answer out of a few that are not named."""
     place: tuple[str, int | None] = field(default=("", None), compare=False, repr=False)
     """The file and the row that it was read from, for messages."""
 

@@ -12,14 +12,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import tiny
-from test_sets import BLUE, GREEN, MEDVL, RED, cell, parquet
+from test_sets import BLUE, GREEN, MEDVL, RAD, RED, cell, parquet, png
 
 from lite_medrl.cli import main
 from lite_medrl.data.answers import judge, parse
+from lite_medrl.data.images import load_image
+from lite_medrl.data.sources import load_samples
 from lite_medrl.measure import evaluate as asking
-from lite_medrl.measure.benchmarks import benchmark, questions_of, surprises
+from lite_medrl.measure.benchmarks import benchmark, benchmarks, questions_of, surprises
+from lite_medrl.measure.protocols import protocol
+from lite_medrl.measure.shown import exchange
 from lite_medrl.measure.statistics import wilson_ci
 from lite_medrl.recipe import load_recipe, to_yaml
+from lite_medrl.tools import eval_page
 from lite_medrl.tools.eval_folder import Shard
 from lite_medrl.tools.run_folder import save_adapter
 from lite_medrl.types import RecipeError
@@ -67,9 +72,7 @@ def test_one_row_an_answer(whole: Path) -> None:
 
 def test_greedy_answers_are_the_models_own(whole: Path) -> None:
     """What `ask` gives for the same wording, image by image."""
-    from lite_medrl.data.images import load_image
     from lite_medrl.measure.ask import ask
-    from lite_medrl.measure.shown import exchange
     from lite_medrl.model.generate import Sampling
 
     loaded, samples = tiny.loaded(), tiny.samples("test")
@@ -106,8 +109,9 @@ def test_figures_come_from_the_rows(whole: Path) -> None:
     }
     assert one["closed"]["accuracy"] == right["real"] / 12
     assert one["closed"]["ci95"] == list(wilson_ci(right["real"], 12))
-    assert one["reliance"]["blank"]["accuracy"] == right["blank"] / 12
-    assert one["reliance"]["visual_reliance"] == pytest.approx((right["real"] - right["shuffled"]) / 12)
+    relied = one["closed"]["reliance"]
+    assert relied["blank"]["accuracy"] == right["blank"] / 12
+    assert relied["visual_reliance"] == pytest.approx((right["real"] - right["shuffled"]) / 12)
     assert one["sampled"]["mean_at_k"] == sum(r["correct"] for r in rows if r["number"]) / 24
     assert one["id"] == "data.jsonl/test/12-closed/lite-v1[max_new_tokens=12,num_samples=2]"
     assert found["average"] is None
@@ -125,8 +129,9 @@ def test_the_page_says_it_all(whole: Path) -> None:
     )
     assert "Research only" in page
     assert f"| 2 | {one['sampled']['pass_at_k']['2']:.3f} [" in page
-    assert "| another question's | 12 |" in page
-    assert f"{one['reliance']['unchanged_frac']:.1%} of answers do not change" in page
+    relied = one["closed"]["reliance"]
+    assert f"| another image | 12 | {accuracy:.3f} | {relied['shuffled']['accuracy']:.3f} [" in page
+    assert f"{relied['unchanged_frac']:.3f} [" in page
     assert "Beside published figures" not in page  # no published benchmark was asked
 
 
@@ -215,6 +220,8 @@ def test_a_folder_is_never_mixed(whole: Path, tmp_path: Path, capfd: pytest.Capt
         (["--resume"], "holds no evaluation"),
         (["--adapter", "nowhere"], "adapter_config.json is missing"),
         (["--judge", "/nowhere"], "no folder '/nowhere'"),
+        (["--seed", "-1"], "--seed: must be 0 or more"),
+        (["--temperature", "nan"], "--temperature: must be above 0"),
     ],
 )
 def test_what_is_refused(
@@ -257,7 +264,7 @@ def test_a_stage_of_a_run_is_asked_in_its_own_words(a_run: Path, tmp_path: Path)
         assert found["protocol"]["max_new_tokens"] == 12
         assert "prompt=" in found["protocol"]["id"]
         assert found["model"]["adapter"] is None if stage == "base" else found["model"]["adapter"]
-        assert "reliance" not in found["benchmarks"][0]
+        assert found["benchmarks"][0]["closed"]["reliance"] is None
         texts[stage] = [r["text"] for r in lines(where)]
     assert texts["sft"] == texts[None] != texts["base"]
 
@@ -352,8 +359,13 @@ def test_the_six_benchmarks_by_part_with_published_figures(tmp_path: Path) -> No
     page = (tmp_path / "x" / "results.md").read_text(encoding="utf-8")
     assert "| Qwen2.5-VL-7B | 49.30 | 52.94 | 18.89 | 65.39 | 65.71 | 68.75 | 53.50 | medvlthinker |" in page
     ours = next(line for line in page.splitlines() if "measured here |" in line)
-    assert ours.split(" | ")[1] == f"**{100 * accuracies[0]:.2f}**"
-    assert "mean of 2 parts" in page
+    assert ours.split(" | ")[1].startswith(f"**{100 * accuracies[0]:.2f}** [")
+    assert ours.split(" | ")[1].endswith("], n = 2")
+    assert "mean of 2 parts | 4 |" in page
+    assert "VQA-RAD (n = 272)" in page
+    assert run(tmp_path / "y", *FAST, "--limit", "1", source=source) == 0
+    assert "Beside published figures" not in (tmp_path / "y" / "results.md").read_text(encoding="utf-8")
+    assert [one["n"] for one in results(tmp_path / "y")["benchmarks"]] == [1, 1]  # of each part
 
 
 def test_named_benchmarks() -> None:
@@ -374,9 +386,9 @@ def test_named_benchmarks() -> None:
 
 def test_a_limit_draws_the_same_questions_each_time() -> None:
     one = benchmark(str(tiny.data()))
-    some = questions_of(one, limit=5)
-    assert [s.id for s in some] == [s.id for s in questions_of(one, limit=5)]
-    assert [s.id for s in some] != [s.id for s in questions_of(one)[:5]]
+    some = questions_of(one, limit=5).samples
+    assert [s.id for s in some] == [s.id for s in questions_of(one, limit=5).samples]
+    assert [s.id for s in some] != [s.id for s in questions_of(one).samples[:5]]
     assert surprises(benchmark("embedded"), some) == []
 
 
@@ -387,8 +399,12 @@ def test_bad_rows_stop_it_or_are_counted(tmp_path: Path, capfd: pytest.CaptureFi
     assert "pink" in capfd.readouterr().err
     assert not (tmp_path / "x").exists()
     assert run(tmp_path / "x", *FAST, "--on-error", "skip", source=str(path)) == 0
-    assert results(tmp_path / "x")["benchmarks"][0]["left_out"]["skipped"] == 1
-    assert "note: 1 rows skipped for a fault" in (tmp_path / "x" / "results.md").read_text()
+    assert results(tmp_path / "x")["left_out"]["data.jsonl"]["skipped"] == 1
+    page = (tmp_path / "x" / "results.md").read_text()
+    assert "data.jsonl: 1 of 7 rows skipped, see skipped.jsonl" in page
+    assert "gold answer 'pink' is not among the options" in page
+    (skipped,) = lines(tmp_path / "x", "skipped.jsonl")
+    assert skipped["fault"].startswith(f"{path}:7: gold answer 'pink'")
 
 
 def test_open_answers_and_their_judge(tmp_path: Path) -> None:
@@ -438,6 +454,207 @@ def test_two_evaluations_are_paired(whole: Path, a_run: Path, tmp_path: Path, ca
     assert "is not finished" in capfd.readouterr().err
     assert main(["compare", str(whole), str(a_run)]) == 2
     assert "no results.json" in capfd.readouterr().err
+
+
+def test_an_image_is_one_image_wherever_it_lies(tmp_path: Path) -> None:
+    """Published Parquet files hold an image once a question."""
+    colours = [RED, BLUE, RED, BLUE, RED, GREEN]
+    rows = [{"image": cell(c), "question": f"q{i}?", "answer": "yes"} for i, c in enumerate(colours)]
+    parquet(tmp_path / "rad" / "data" / "test-0.parquet", rows, RAD)
+    checked = questions_of(benchmark(f"vqa-rad:{tmp_path / 'rad'}"))
+    samples = checked.samples
+    assert [s.images == samples[0].images for s in samples] == [c == RED for c in colours]
+    assert len(checked.digests) == 3
+    found = exchange(samples)
+    for sample in samples:
+        own, other = (
+            load_image(refs[0]).getpixel((0, 0)) for refs in (sample.images, found.other[sample.images])
+        )
+        assert own != other
+
+
+def test_a_rule_that_leaves_answers_out_says_of_how_many(tmp_path: Path) -> None:
+    """LLaVA-Med's released rule: a wrong answer that holds yes or no is in no mean."""
+    found = {
+        "n": 20, "counted": 10, "accuracy": 1.0, "ci95": [0.722, 1.0], "chance": 0.5,
+        "parse_failure_frac": 0.0, "reliance": None,
+    }  # fmt: skip
+    (line,) = eval_page.told({"closed": found, "surprises": []})
+    assert "n = 20, of which the rule counts 10" in line
+
+
+def slake(folder: Path) -> Path:
+    (folder / "imgs").mkdir(parents=True)
+    (folder / "imgs" / "a.png").write_bytes(png(RED))
+    row = {
+        "img_name": "a.png", "q_lang": "en", "location": "Head", "modality": "MRI", "answer_type": "CLOSED",
+        "base_type": "vqa", "content_type": "Organ", "triple": ["vhead", "_", "_"], "img_id": 1,
+    }  # fmt: skip
+    rows = [
+        row | {"qid": 1, "question": "Is it a lung?", "answer": "Yes"},
+        row | {"qid": 2, "question": "T1 or T2?", "answer": "T2"},
+        row | {"qid": 3, "question": "Which organ?", "answer": "Brain", "answer_type": "OPEN"},
+    ]
+    (folder / "test.json").write_text(json.dumps(rows))
+    return folder
+
+
+def test_slakes_closed_questions_by_the_rules_that_know_them(tmp_path: Path) -> None:
+    yes, weighting, organ = load_samples(f"slake:{slake(tmp_path / 's')}", "test", questions="all")
+    assert [s.answer_type for s in (yes, weighting, organ)] == ["closed", "closed", "open"]
+    kit, ours = protocol("medevalkit-nojudge"), protocol("lite-v1")
+    assert kit.words(yes) == "Is it a lung?\nAnswer the question using a single word or phrase."
+    assert [asking.is_closed(s, kit) for s in (yes, weighting, organ)] == [True, True, False]
+    assert [asking.is_closed(s, ours) for s in (yes, weighting, organ)] == [True, False, False]
+    for sample, text, correct in (
+        (yes, "Yes", True), (yes, "Yes, the lung.", False), (weighting, "T2.", True),
+        (weighting, "T1", False),
+    ):  # fmt: skip
+        row = asking.short_row(sample, 0, text, kit)
+        assert (row["correct"], row["parsed"] == sample.answer) == (correct, correct)
+        direct = judge(
+            text, sample.answer, options=sample.options or None, answer_type="closed", profile=kit.profile
+        )
+        assert row["score"] == direct.score
+    where = tmp_path / "x"
+    words = ["--protocol", "medevalkit-nojudge", "--max-new-tokens", "4", "--images", "real"]
+    assert run(where, *words, source=f"slake:{tmp_path / 's'}") == 0
+    (one,) = results(where)["benchmarks"]
+    assert (one["closed"]["n"], one["open"]["n"]) == (2, 1)
+
+
+def test_open_questions_are_not_sampled_and_have_their_own_reliance(tmp_path: Path) -> None:
+    closed = tiny.rows(3, "test")
+    free = [row | {"id": f"open-{i}", "options": []} for i, row in enumerate(tiny.rows(4, "test", seed=1))]
+    path = tiny.write_data(tmp_path, [*closed, *free])
+    assert run(tmp_path / "x", *FAST, source=str(path)) == 0
+    rows, (one,) = lines(tmp_path / "x"), results(tmp_path / "x")["benchmarks"]
+    assert {r["id"] for r in rows if r["number"]} == {r["id"] for r in closed}
+    assert (one["sampled"]["n"], one["open"]["n"]) == (3, 4)
+    assert one["open"]["reliance"]["blank"]["n"] == 4
+    page = (tmp_path / "x" / "results.md").read_text(encoding="utf-8")
+    assert "image shown (open questions)" in page
+    assert "open questions, n = 4: exact match 0." in page
+    assert main(["compare", str(tmp_path / "x"), str(tmp_path / "x"), "--json"]) == 0
+
+
+def test_compare_keeps_open_questions_apart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    closed = tiny.rows(3, "test")
+    free = [row | {"id": f"open-{i}", "options": []} for i, row in enumerate(tiny.rows(4, "test", seed=1))]
+    bad = closed[0] | {"id": "bad", "answer": "pink"}
+    path = tiny.write_data(tmp_path, [*closed, *free, bad])
+    for name, tokens in (("x", "12"), ("y", "2")):
+        words = ["--max-new-tokens", tokens, "--num-samples", "0", "--images", "real", "--on-error", "skip"]
+        assert run(tmp_path / name, *words, source=str(path)) == 0
+    capfd.readouterr()
+    assert main(["compare", str(tmp_path / "x"), str(tmp_path / "y"), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["n"], found["open"]["n"]) == (3, 4)
+    assert found["chance"] == pytest.approx(sum(1 / len(r["options"]) for r in closed) / 3)
+    one, other = (results(tmp_path / name)["benchmarks"][0]["open"]["f1"]["mean"] for name in "xy")
+    assert found["open"]["f1"]["difference"] == pytest.approx(other - one)
+    assert main(["compare", str(tmp_path / "x"), str(tmp_path / "y")]) == 0
+    said = capfd.readouterr().out
+    assert "A  1 rows skipped for a fault" in said
+    assert "open questions (n = 4), B - A: exact match" in said
+
+
+@pytest.mark.parametrize("spoilt", ["results.json", "answers.jsonl"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "7", "{"])
+def test_compare_names_a_damaged_evaluation(
+    whole: Path, tmp_path: Path, spoilt: str, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    where = tmp_path / "copy"
+    shutil.copytree(whole, where)
+    (where / spoilt).write_text(f"{text}\n" if text else "")
+    assert main(["compare", str(whole), str(where)]) == 2
+    assert str(where) in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "7"])
+def test_a_row_that_is_none_is_named(
+    whole: Path, tmp_path: Path, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    where = tmp_path / "copy"
+    shutil.copytree(whole, where)
+    rows = (where / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    (where / "answers.jsonl").write_text("\n".join([text, *rows[1:]]) + "\n", encoding="utf-8")
+    assert run(where, *FAST, "--resume") == 2
+    assert "answers.jsonl: byte 0 is no answer of an evaluation" in capfd.readouterr().err
+
+
+def test_a_shard_that_lost_rows_is_not_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    where = tmp_path / "x"
+    assert run(where, *FAST, "--shard", "1/2") == 0
+    path = where / "answers-1-of-2.jsonl"
+    path.write_text(
+        "".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8"
+    )
+    capfd.readouterr()
+    assert run(where, *FAST, "--shard", "2/2") == 0
+    assert "1 of 12 questions are still missing" in capfd.readouterr().out
+    assert run(where, *FAST, "--shard", "1/2", "--resume") == 0
+    assert results(where)["benchmarks"][0]["n"] == 12
+
+
+def test_an_adapter_of_other_weights(
+    a_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tmp_path / "run"
+    shutil.copytree(a_run, other)
+    (other / "progress.json").write_text(json.dumps({"base": "0123456789abcdef"}))
+    assert run(tmp_path / "x", *FAST, "--adapter", str(other / "adapters" / "sft")) == 2
+    assert "trained on other weights" in capfd.readouterr().err
+    assert run(tmp_path / "x", *FAST, model=str(other)) == 2
+    assert "trained on other weights" in capfd.readouterr().err
+    config = other / "adapters" / "sft" / "adapter_config.json"
+    told = json.loads(config.read_text()) | {"base_model_name_or_path": "Qwen/Other"}
+    config.write_text(json.dumps(told))
+    shutil.copytree(other / "adapters" / "sft", tmp_path / "alone" / "deep" / "sft")
+    words = ["--adapter", str(tmp_path / "alone" / "deep" / "sft"), "--limit", "1"]
+    assert run(tmp_path / "y", *FAST, *words) == 0
+    assert "says that it was trained on Qwen/Other" in caplog.text
+
+
+def test_replaced_pictures_are_other_questions(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tiny.write_data(tmp_path, tiny.rows(4, "test"))
+    words = ["--max-new-tokens", "2", "--num-samples", "0", "--images", "real"]
+    assert run(tmp_path / "x", *words, source=str(path)) == 0
+    (tmp_path / "red.png").write_bytes(png(GREEN))
+    (tmp_path / "blue.png").write_bytes(png(GREEN))
+    (tmp_path / "green.png").write_bytes(png(RED))
+    (tmp_path / "grey.png").write_bytes(png(RED))
+    assert run(tmp_path / "x", *words, "--resume", source=str(path)) == 2
+    assert "was begun with another questions" in capfd.readouterr().err
+
+
+def test_letters_are_not_asked_of_open_questions(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    closed, (free,) = tiny.rows(2, "test"), tiny.rows(1, "test", seed=1)
+    path = tiny.write_data(tmp_path, [*closed, free | {"id": "open", "options": []}])
+    assert run(tmp_path / "x", "--protocol", "letter-logprob", source=str(path)) == 0
+    assert "data.jsonl: 1 open questions not asked, as letters are chosen" in capfd.readouterr().out
+    alone = tiny.write_data(tmp_path, [free | {"id": "open", "options": []}])
+    assert run(tmp_path / "y", "--protocol", "letter-logprob", source=str(alone)) == 2
+    assert "no question has options" in capfd.readouterr().err
+
+
+def test_one_image_alone_has_no_other(tmp_path: Path) -> None:
+    rows = [row | {"image": "red.png"} for row in tiny.rows(3, "test")]
+    path = tiny.write_data(tmp_path, rows)
+    words = ["--max-new-tokens", "2", "--num-samples", "0", "--images", "real,shuffled"]
+    assert run(tmp_path / "x", *words, source=str(path)) == 0
+    assert "| there is none |" in (tmp_path / "x" / "results.md").read_text(encoding="utf-8")
+    assert len(lines(tmp_path / "x")) == 3
+
+
+def test_two_files_of_one_name(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        tiny.write_data(tmp_path / name, tiny.rows(2, "test"))
+    both = [str(tmp_path / name / "data.jsonl") for name in "ab"]
+    assert [one.name for one in benchmarks(",".join(both))] == both
+    with pytest.raises(RecipeError, match="an empty name"):
+        benchmarks("embedded,")
 
 
 def test_shards() -> None:

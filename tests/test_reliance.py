@@ -22,8 +22,8 @@ def row(name: int, said: str | None, *, shown: str = "real", number: int = 0, **
         "benchmark": "own", "id": f"q{name}", "shown": shown, "number": number, "text": f"<{said}>",
         "parsed": said, "failure": None if said else "no_answer", "correct": said == "a",
         "score": float(said == "a"), "has_format": said is not None, "lite_v1": said == "a", "parts": {},
-        "part": "", "question": "?", "options": ["a", "b", "c"], "answer": "a", "kind": f"k{name % 2}",
-        "modality": "ct",
+        "closed": True, "part": "", "question": "?", "options": ["a", "b", "c"], "answer": "a",
+        "kind": f"k{name % 2}", "modality": "ct",
     } | more  # fmt: skip
 
 
@@ -110,34 +110,67 @@ def test_what_a_rule_leaves_out_of_its_mean_is_left_out() -> None:
         1 / 2,
         1 / 3,
     )
+    assert closed["by_kind"]["k0"]["n"] == 2
+    assert "k1" not in closed["by_kind"]
     nobody = summary([row(0, "b", score=None)])["closed"]
     assert (nobody["accuracy"], nobody["ci95"]) == (None, None)
+    assert average({"one": nobody}) is None
+
+
+def test_reliance_counts_what_the_rule_counts_under_both_images() -> None:
+    some = [row(i, said) for i, said in enumerate(REAL)]
+    some += [row(i, said, shown="blank", score=None if i < 3 else 0.0) for i, said in enumerate(BLANK)]
+    found = reliance(some)
+    assert found is not None
+    assert (found["blank"]["n"], found["blank"]["real_accuracy"]) == (2, 0.0)
+    assert found["image_sensitivity"] == 1 / 5  # whether an answer changed does not hang on the rule
 
 
 def test_open_questions_have_scores_of_their_own() -> None:
     free = [
-        row(0, "left lung", options=[], answer="left lung", text="<answer>left lung</answer>",
+        row(0, "left lung", options=[], closed=False, answer="left lung", text="<answer>left lung</answer>",
             parts={"recall": 1.0}, score=1.0),
-        row(1, "lung", options=[], answer="left lung", text="<answer>lung</answer>",
+        row(1, "lung", options=[], closed=False, answer="left lung", text="<answer>lung</answer>",
             parts={"recall": 0.5}, score=0.0),
     ]  # fmt: skip
-    found = summary(free)
+    blank = [r | {"shown": "blank", "parsed": "x", "correct": False} for r in free]
+    found = summary([*free, *blank])
     assert "closed" not in found
+    assert found["open"]["parse_failure_frac"] == 0.0
+    assert found["open"]["by_kind"]["k1"]["open"]["exact_match"]["mean"] == 0.0
+    assert found["open"]["reliance"]["image_sensitivity"] == 1.0
     assert found["open"]["exact_match"] == {"mean": 0.5, "ci95": list(wilson_ci(1, 2))}
     assert found["open"]["recall"]["mean"] == 0.75
-    assert found["open"]["protocol_parts"] == {"recall": 0.75}
-    assert found["open"]["protocol_score"] == 0.5
+    assert found["open"]["protocol_parts"]["recall"]["mean"] == 0.75
+    assert (found["open"]["protocol_score"]["mean"], found["open"]["protocol_score"]["n"]) == (0.5, 2)
 
 
 def test_the_mean_of_parts_is_a_plain_one() -> None:
-    parts = {
-        "one": [row(i, "a") for i in range(10)],
-        "two": [row(0, "b"), row(1, "a"), row(2, "b", score=None)],
-    }
-    found = average(parts)
-    assert found["accuracy"] == pytest.approx((1 + 0.5) / 2)
-    assert found["ci95"] == [0.5, 1.0]  # the first part cannot vary, the second has 0, 1/2 or 1
+    one = summary([row(i, "a") for i in range(10)])["closed"]
+    two = summary([row(0, "b"), row(1, "a"), row(2, "b", score=None)])["closed"]
+    found = average({"one": one, "two": two})
+    assert found is not None
+    assert (found["accuracy"], found["n"]) == (pytest.approx((1 + 0.5) / 2), 12)
+    (low, _), (bottom, top) = wilson_ci(10, 10), wilson_ci(1, 2)
+    assert found["ci95"][0] == pytest.approx(0.75 - np.hypot(1 - low, 0.5 - bottom) / 2)
+    assert found["ci95"][1] == pytest.approx(0.75 + (top - 0.5) / 2)
     assert found["parts"] == ["one", "two"]
+
+
+def test_the_interval_of_the_mean_covers_it() -> None:
+    """95 of 100, for parts of unlike size and accuracy."""
+    draw, truth, sizes = np.random.default_rng(0), np.array([0.5, 0.8, 0.3]), (40, 80, 200)
+    hits = 0
+    for _ in range(400):
+        right = draw.binomial(sizes, truth)
+        parts = {
+            str(i): {"counted": n, "accuracy": r / n, "ci95": list(wilson_ci(int(r), n))}
+            for i, (n, r) in enumerate(zip(sizes, right, strict=True))
+        }
+        found = average(parts)
+        assert found is not None
+        hits += found["ci95"][0] <= truth.mean() <= found["ci95"][1]
+    assert 0.92 < hits / 400 < 0.98
 
 
 def test_published_means_are_the_means_of_their_columns() -> None:

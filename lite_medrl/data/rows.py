@@ -15,7 +15,10 @@ from lite_medrl.types import LETTERS, DataError, ImageRef, Sample
 
 REQUIRED = ("id", "question", "options", "answer")
 TEXTS = ("kind", "modality", "source", "licence")
-FIELDS = (*REQUIRED, "image", "images", "split", *TEXTS, "subject", "reasoning", "frame", "window")
+ANSWER_TYPES = ("closed", "open")
+FIELDS = (
+    *REQUIRED, "image", "images", "split", *TEXTS, "subject", "answer_type", "reasoning", "frame", "window",
+)  # fmt: skip
 DICOM = (".dcm", ".dicom")
 
 
@@ -162,6 +165,10 @@ def other_faults(row: dict[str, Any]) -> list[str]:
     """What is wrong with the keys that a row may leave out; null is as good as none."""
     given = [key for key in ("split", "subject", *TEXTS) if row.get(key) not in (None, "")]
     told = [text_fault(key, row[key]) for key in given]
+    if row.get("answer_type") not in (None, "", *ANSWER_TYPES):
+        told.append(
+            f'"answer_type" must be closed or open, got {row["answer_type"]!r}; fix it or leave it out'
+        )
     reasoning = row.get("reasoning")
     if reasoning is not None and not isinstance(reasoning, str):
         told.append(f'"reasoning" must be a text, got {reasoning!r}; fix the row or drop it')
@@ -192,6 +199,7 @@ def sample_of(row: dict[str, Any], place: tuple[str, int | None] = ("", None)) -
         split=str(row.get("split") or "train"),
         reasoning=row.get("reasoning"),
         subject=None if row.get("subject") is None else str(row["subject"]),
+        answer_type=row.get("answer_type") or None,
         place=place,
         **text,
     )

@@ -44,6 +44,8 @@ def medbridgerl(sample: Sample) -> str:
 
 def medevalkit(sample: Sample) -> str:
     """MedEvalKit (alibaba-damo-academy/MedEvalKit, commit 9b12e3b), English, without reasoning."""
+    if sample.answer_type == "closed":  # SLAKE says so; its yes/no questions are asked like the others
+        return f"{sample.question}\nAnswer the question using a single word or phrase."
     kind = answer_type_of(sample.answer, sample.options or None)
     if kind == "yes_no":
         return f"{sample.question}\nPlease output 'yes' or 'no'(no extra output)."

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lite_medrl.data.sources import OnError, Questions, Tally, check_images, load_samples, with_good_images
+from lite_medrl.data.same_images import Checked, checked_images
+from lite_medrl.data.sources import OnError, Questions, Tally, load_samples
 from lite_medrl.types import DataError, RecipeError, Sample
 
 WHOLE = ""  # the part of a benchmark that has none
@@ -67,6 +68,21 @@ BENCHMARKS: dict[str, Benchmark] = {
 }  # fmt: skip
 
 
+def benchmarks(text: str, *, split: str | None = None, questions: Questions | None = None) -> list[Benchmark]:
+    """The benchmarks of a list with commas, each under a name of its own.
+
+    Raises RecipeError for an empty name, or one benchmark twice.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise RecipeError(f"--benchmark: an empty name in {text!r}; write A,B")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise RecipeError(f"--benchmark: {twice[0]} is named twice")
+    found = [benchmark(name, split=split, questions=questions) for name in names]
+    short = Counter(one.name for one in found)
+    return [one if short[one.name] == 1 else replace(one, name=one.source) for one in found]
+
+
 def benchmark(name: str, *, split: str | None = None, questions: Questions | None = None) -> Benchmark:
     """A benchmark by its name (NAME:PATH where its files lie elsewhere), or any source under its own name."""
     known, colon, path = name.partition(":")
@@ -81,10 +97,11 @@ def benchmark(name: str, *, split: str | None = None, questions: Questions | Non
 
 def questions_of(
     found: Benchmark, *, limit: int | None = None, on_error: OnError = "stop", tally: Tally | None = None
-) -> list[Sample]:
-    """The questions, images checked; with a limit as many drawn by chance (the same each time), in order.
+) -> Checked:
+    """The questions with their images checked and equal ones under one name.
 
-    Raises DataError for a broken row or image (unless it is skipped and counted in `tally`), or no question.
+    With a limit as many are drawn by chance of each part (the same each time), in order. Raises DataError for
+    a broken row or image (unless it is skipped and counted in `tally`), or where no question is left.
     """
     tally = tally if tally is not None else Tally()
     if limit is not None and limit < 1:
@@ -92,12 +109,20 @@ def questions_of(
     reading = {"questions": found.questions, "on_error": on_error, "tally": tally}
     samples = [s for split in found.splits for s in load_samples(found.source, split, **reading)]
     check_ids(samples, found.name)
-    if limit is not None and limit < len(samples):
-        samples = [samples[i] for i in sorted(random.Random(0).sample(range(len(samples)), limit))]
-    if on_error == "skip":
-        return with_good_images(samples, tally)
-    check_images(samples)
-    return samples
+    if limit is not None:
+        samples = drawn(found, samples, limit)
+    return checked_images(samples, on_error=on_error, tally=tally)
+
+
+def drawn(found: Benchmark, samples: Sequence[Sample], limit: int) -> list[Sample]:
+    """At most `limit` questions of each part, drawn by chance, in order."""
+    parts: dict[str, list[int]] = {}
+    for place, sample in enumerate(samples):
+        parts.setdefault(found.part(sample), []).append(place)
+    chosen = {
+        i for places in parts.values() for i in random.Random(0).sample(places, min(limit, len(places)))
+    }
+    return [sample for place, sample in enumerate(samples) if place in chosen]
 
 
 def check_ids(samples: Sequence[Sample], name: str) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lite_medrl.data.answers import judge, parse
+from lite_medrl.data.answers import PUBLISHED, judge, parse
+from lite_medrl.data.reading.verdict import AnswerType, Verdict
 from lite_medrl.measure.protocols import Protocol
 from lite_medrl.measure.shown import Exchange, Shown
 from lite_medrl.model.choices import option_logps
@@ -111,9 +112,10 @@ def greedy_texts(answerer: Answerer, asked: Sequence[Posed]) -> list[tuple[str, 
 def sampled_texts(answerer: Answerer, samples: Sequence[Sample]) -> list[list[str]]:
     """The protocol's sampled answers to each question; their streams belong to the seed and the id."""
     protocol = answerer.protocol
-    if not protocol.num_samples:
+    asked = [s for s in samples if samples_of(protocol, s)]
+    if not asked:
         return [[] for _ in samples]
-    put = [replace(s, question=protocol.words(s), options=()) for s in samples]
+    put = [replace(s, question=protocol.words(s), options=()) for s in asked]
     found = generate(
         answerer.model,
         answerer.processor,
@@ -121,11 +123,17 @@ def sampled_texts(answerer: Answerer, samples: Sequence[Sample]) -> list[list[st
         num_generations=protocol.num_samples,
         sampling=Sampling(protocol.max_new_tokens, protocol.temperature, protocol.top_p, protocol.top_k),
         seed=answerer.seed,
-        keys_P=[zlib.crc32(s.id.encode()) for s in samples],
+        keys_P=[zlib.crc32(s.id.encode()) for s in asked],
         generator=answerer.generator,
         max_cache_gib=answerer.max_cache_gib,
     )
-    return [[completion.text for completion in group] for group in found]
+    texts = iter([completion.text for completion in group] for group in found)
+    return [next(texts) if samples_of(protocol, s) else [] for s in samples]
+
+
+def samples_of(protocol: Protocol, sample: Sample) -> int:
+    """How many answers to a question are sampled: the protocol's number, none to an open one."""
+    return protocol.num_samples if sample.options else 0
 
 
 def encoded(answerer: Answerer, put: Sequence[Sample], blank: Sequence[bool]) -> dict[str, Any]:
@@ -136,17 +144,23 @@ def encoded(answerer: Answerer, put: Sequence[Sample], blank: Sequence[bool]) ->
 
 
 def short_row(sample: Sample, number: int, text: str, protocol: Protocol, shown: Shown = "real") -> Row:
-    """What an answer is and how the protocol reads it; number 0 is greedy, 1 and more are sampled."""
-    options = sample.options or None
-    reading = parse(text, options=options, profile=protocol.profile)
-    verdict = judge(text, sample.answer, options=options, profile=protocol.profile)
+    """What an answer is and how the protocol reads it; number 0 is greedy, 1 and more are sampled.
+
+    "score" is None where the protocol leaves the answer out of its mean.
+    """
+    verdict = verdict_of(sample, text, protocol)
+    reading = parse(text, options=sample.options or None, profile=protocol.profile)
+    parsed, failure = reading.value, reading.failure
+    if is_closed(sample, protocol) and sample.answer_type == "closed":  # a rule that knows no options
+        parsed = sample.answer if verdict.correct else verdict.reading
+        failure = None if parsed else "no_answer"
     return {
         "id": sample.id,
         "shown": shown,
         "number": number,
         "text": text,
-        "parsed": reading.value,
-        "failure": reading.failure,
+        "parsed": parsed,
+        "failure": failure,
         "correct": verdict.correct,
         "score": verdict.score if verdict.counted else None,
     }
@@ -156,12 +170,11 @@ def whole_row(one: Posed, text: str, protocol: Protocol, part: str) -> Row:
     """A greedy answer with its question, and how our own rule reads it."""
     sample, options = one.sample, one.sample.options or None
     row = short_row(sample, 0, text, protocol, one.shown)
-    ours = judge(text, sample.answer, options=options)
-    theirs = judge(text, sample.answer, options=options, profile=protocol.profile)
     return row | {
+        "closed": is_closed(sample, protocol),
         "has_format": parse(text, options=options).has_format,
-        "lite_v1": ours.correct,
-        "parts": dict(theirs.parts),
+        "lite_v1": judge(text, sample.answer, options=options).correct,
+        "parts": dict(verdict_of(sample, text, protocol).parts),
         "part": part,
         "question": sample.question,
         "options": list(sample.options),
@@ -171,3 +184,18 @@ def whole_row(one: Posed, text: str, protocol: Protocol, part: str) -> Row:
         "source": sample.source,
         "split": sample.split,
     }
+
+
+def verdict_of(sample: Sample, text: str, protocol: Protocol) -> Verdict:
+    """The protocol's verdict, by the set's own word on what is closed where the rule is a published one."""
+    kind: AnswerType | None = None
+    if protocol.profile in PUBLISHED and sample.answer_type == "closed":
+        kind = "closed"
+    return judge(
+        text, sample.answer, options=sample.options or None, answer_type=kind, profile=protocol.profile
+    )
+
+
+def is_closed(sample: Sample, protocol: Protocol) -> bool:
+    """Whether an answer is right or wrong to this protocol: options, or a published rule for closed ones."""
+    return bool(sample.options) or (sample.answer_type == "closed" and protocol.profile in PUBLISHED)

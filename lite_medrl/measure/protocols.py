@@ -7,6 +7,7 @@ changed stands in the id: lite-v1[max_new_tokens=24].
 from __future__ import annotations
 
 import difflib
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -133,7 +134,7 @@ def _check(values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if key in least and value < least[key]:
             raise RecipeError(f"--{key.replace('_', '-')}: must be {least[key]} or more, got {value}")
-        if key == "temperature" and value <= 0:
+        if key == "temperature" and not 0 < value < math.inf:
             raise RecipeError(f"--temperature: must be above 0, got {value}; greedy answers come anyway")
         if key == "top_p" and not 0 < value <= 1:
             raise RecipeError(f"--top-p: must lie in (0, 1], got {value}")

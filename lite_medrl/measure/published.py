@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 COLUMNS = ("pmc_vqa", "MMMU-medical", "MedXpertQA-MM", "pathvqa_closed", "slake_closed", "vqa_rad_closed")
+NUMBERS = dict(zip(COLUMNS, (2000, 170, 2000, 3362, 416, 272), strict=True))  # questions, as published
 TITLES = ("PMC-VQA", "MMMU-med", "MedXpertQA-MM", "PathVQA", "SLAKE", "VQA-RAD")
 README = "MedVLThinker's README (UCSC-VLAA/MedVLThinker)"
 

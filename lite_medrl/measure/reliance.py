@@ -8,6 +8,7 @@ these are ours:
   of no use. "blank" has the same against the grey image, and what remains there.
 * image_sensitivity: share of questions whose answer changes with the grey image or with the other one.
 
+Accuracies compare questions whose answers count under both images (a published rule may leave one out).
 Letters: Q questions.
 """
 
@@ -37,7 +38,9 @@ def reliance(rows: Sequence[Row], *, bootstrap_samples: int = 2000, seed: int = 
     if not real or not others:
         return None
     settings = {"bootstrap_samples": bootstrap_samples, "seed": seed}
-    found: dict[str, Any] = {name: against(real, other, **settings) for name, other in others.items()}
+    found: dict[str, Any] = {
+        name: figures for name, other in others.items() if (figures := against(real, other, **settings))
+    }
     if "shuffled" in found:
         found["visual_reliance"] = found["shuffled"]["drop"]
         found["visual_reliance_ci95"] = found["shuffled"]["drop_ci95"]
@@ -52,16 +55,22 @@ def reliance(rows: Sequence[Row], *, bootstrap_samples: int = 2000, seed: int = 
     return found
 
 
-def against(real: Mapping[str, Row], other: Mapping[str, Row], *, bootstrap_samples: int, seed: int) -> Json:
-    """One condition against the own image, on the questions that both have."""
-    names = [name for name in real if name in other]
+def against(
+    real: Mapping[str, Row], other: Mapping[str, Row], *, bootstrap_samples: int, seed: int
+) -> Json | None:
+    """One condition against the own image; None where no question counts under both."""
+    both = [name for name in real if name in other]
+    changed = [said(real[name]) != said(other[name]) for name in both]
+    names = [name for name in both if counts(real[name]) and counts(other[name])]
+    if not names:
+        return None
     seen = [bool(real[name]["correct"]) for name in names]
     unseen = [bool(other[name]["correct"]) for name in names]
     drop = paired_bootstrap(unseen, seen, bootstrap_samples=bootstrap_samples, seed=seed)
-    changed = [said(real[name]) != said(other[name]) for name in names]
     accuracy = float(np.mean(unseen))
     return {
         "n": len(names),
+        "real_accuracy": float(np.mean(seen)),
         "accuracy": accuracy,
         "ci95": list(wilson_ci(sum(unseen), len(names))),
         "drop": drop.difference,
@@ -71,6 +80,11 @@ def against(real: Mapping[str, Row], other: Mapping[str, Row], *, bootstrap_samp
         "changed_frac": float(np.mean(changed)),
         "changed_ci95": list(wilson_ci(sum(changed), len(changed))),
     }
+
+
+def counts(row: Row) -> bool:
+    """Whether the rule has the answer in its mean."""
+    return row.get("score", 0.0) is not None
 
 
 def said(row: Row) -> str:

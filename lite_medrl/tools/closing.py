@@ -61,12 +61,15 @@ def baseline(scores: Sequence[float], **bootstrap: int) -> Json:
 
 def unseen_rows(job: Any) -> list[Json]:
     """The last trained model's greedy answers to the test questions with a grey image and another one."""
+    from lite_medrl.data.same_images import checked_images
+    from lite_medrl.data.sources import Tally
     from lite_medrl.measure.ask import drawing
     from lite_medrl.measure.evaluate import Answerer, evaluate
     from lite_medrl.measure.protocols import protocol, worded
     from lite_medrl.measure.shown import exchange
 
-    test, recipe = job.sets["test"], job.recipe
+    test = checked_images(job.sets["test"], on_error="stop", tally=Tally()).samples
+    recipe = job.recipe
     changes = {"num_samples": 0, "max_new_tokens": recipe.diagnose.max_completion_length}
     asked = worded(protocol("lite-v1", changes), recipe.prompt)
     answerer = Answerer(

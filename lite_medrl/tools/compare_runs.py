@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lite_medrl.measure.pool import read_results
-from lite_medrl.measure.scores import PARTS, label, scores
+from lite_medrl.measure.reliance import counts
+from lite_medrl.measure.scores import PARTS, label, scores, token_scores
 from lite_medrl.measure.statistics import mcnemar, paired_bootstrap, too_few
 from lite_medrl.tools.eval_side import evaluation_side, is_evaluation
 from lite_medrl.tools.report.run import read_lines
@@ -27,6 +28,7 @@ ROW: dict[str, type | tuple[type, ...]] = {
     "id": str, "question": str, "options": list, "answer": str, "kind": str, "modality": str,
     "greedy": str, "failure": (str, type(None)), "correct": bool,
 }  # fmt: skip
+NAMES = {"exact_match": "exact match", "f1": "token F1", "recall": "token recall"}
 SAMPLED = ("mean_at_k", "maj_at_k", "pass_at_k", "chance_pass_at_k")
 
 
@@ -41,9 +43,7 @@ def compare_runs(first: Path, second: Path, *, split: str = "test", stage: str |
         raise RecipeError(
             f"{first} and {second}: a run and an evaluation; evaluate both, or compare two runs"
         )
-    rows_a, rows_b = (side.pop("rows") for side in sides.values())
-    _check_alike(rows_a, rows_b, (first, second))
-    pairs = [(rows_a[name], rows_b[name]) for name in rows_a]
+    pairs, free = (_paired(sides, key, (first, second)) for key in ("rows", "open_rows"))
     protocols = dict.fromkeys(side["protocol"] for side in sides.values())
     tested = _tested(pairs)
     return {
@@ -51,10 +51,12 @@ def compare_runs(first: Path, second: Path, *, split: str = "test", stage: str |
         "n": len(pairs),
         "protocol": " and ".join(protocols),
         "one_protocol": len(protocols) == 1,
+        "chance": _chance(pairs),
         **sides,
         **tested,
         "verdict": verdict(tested, len(pairs)),
         **{f"by_{part}": _by(part, pairs) for part in PARTS},
+        **({"open": _open(free)} if free else {}),
     }
 
 
@@ -65,6 +67,13 @@ def describe(found: Json) -> str:
     if not found["one_protocol"]:
         lines.append("two protocols: the difference is theirs as well as the models'")
     lines += [f"{name}  {_line(side)}" for name, side in zip("AB", sides, strict=True)]
+    if found["chance"] is not None:
+        lines.append(f"guessing: {found['chance']:.3f}")
+    lines += [
+        f"{name}  {side['skipped']} rows skipped for a fault"
+        for name, side in zip("AB", sides, strict=True)
+        if side["skipped"]
+    ]
     lines += [text for name, side in zip("AB", sides, strict=True) if (text := _sampled_line(name, side))]
     test = found["mcnemar"]
     lines += [
@@ -78,6 +87,9 @@ def describe(found: Json) -> str:
                 f"{part} {name} (n = {row['n']}): {row['a']:.3f} -> {row['b']:.3f}, {_difference(row)}, "
                 f"p = {row['mcnemar']['p']:.2g}"
             )
+    if free := found.get("open"):
+        told = ", ".join(f"{NAMES[key]} {_difference(free[key])}" for key in NAMES)
+        lines.append(f"open questions (n = {free['n']}), B - A: {told}")
     return "\n".join([*lines, found["verdict"]])
 
 
@@ -116,8 +128,16 @@ def _side(folder: Path, split: str, stage: str | None) -> Json:
         "split": split,
         "scores": scores(list(rows.values())),
         **sampled,
+        "skipped": _skipped(folder, split),
         "rows": rows,
+        "open_rows": {},
     }
+
+
+def _skipped(folder: Path, split: str) -> int:
+    """How many rows of the split a run left out for a fault; 0 where it does not say."""
+    left = read_results(folder).get("data", {}).get("left_out", {}).get(split, {})
+    return int(left.get("skipped", 0))
 
 
 def _check_sampled(sampled: Json, where: str) -> None:
@@ -169,6 +189,31 @@ def _check_alike(first: Mapping[str, Json], second: Mapping[str, Json], folders:
                     f"question {name!r} has another {key} in {folders[1]} ({second[name][key]!r}) than in "
                     f"{folders[0]} ({row[key]!r})"
                 )
+
+
+def _paired(sides: Mapping[str, Json], key: str, folders: tuple[Path, Path]) -> list[tuple[Json, Json]]:
+    """The answers of both sides to each question, taken out of the sides; those that count on both."""
+    rows_a, rows_b = (side.pop(key) for side in sides.values())
+    _check_alike(rows_a, rows_b, folders)
+    pairs = [(rows_a[name], rows_b[name]) for name in rows_a]
+    return [pair for pair in pairs if all(map(counts, pair))]
+
+
+def _chance(pairs: Sequence[tuple[Json, Json]]) -> float | None:
+    """Accuracy of guessing among the options; None where a question has none."""
+    options = [len(pair[0]["options"]) for pair in pairs]
+    return sum(1 / count for count in options) / len(options) if all(options) else None
+
+
+def _open(pairs: Sequence[tuple[Json, Json]]) -> Json:
+    """Second minus first in the scores of open answers, paired, with intervals."""
+    scored = [[token_scores(row["greedy"], row["answer"]) for row in pair] for pair in pairs]
+    found: Json = {"n": len(pairs)}
+    for name in NAMES:
+        both = ([scores[place][name] for scores in scored] for place in (0, 1))
+        tested = paired_bootstrap(*both)
+        found[name] = {"difference": tested.difference, "difference_ci95": list(tested.ci95)}
+    return found
 
 
 def _tested(pairs: Sequence[tuple[Json, Json]]) -> Json:

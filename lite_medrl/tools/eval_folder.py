@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from lite_medrl.types import RecipeError
 Json = dict[str, Any]
 Key = tuple[str, str]  # benchmark and id of a question
 SETUP = "setup.json"
-OURS = re.compile(r"setup\.json|answers(-\d+-of-\d+)?\.jsonl|judged\.jsonl|results\.(json|md)")
+OURS = re.compile(r"setup\.json|answers(-\d+-of-\d+)?\.jsonl|(judged|skipped)\.jsonl|results\.(json|md)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +104,18 @@ def read_answers(path: Path) -> Iterator[tuple[int, Json]]:
             end += len(line)
             if not line.endswith(b"\n"):
                 return
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise RecipeError(
-                    f"{path}: byte {end - len(line)} is not JSON ({error}); add --overwrite"
-                ) from None
-            yield end, row
+            yield end, checked_row(line, f"{path}: byte {end - len(line)}")
+
+
+def checked_row(line: bytes, where: str) -> Json:
+    """A line as a row that can be counted; RecipeError for anything else."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise RecipeError(f"{where} is not JSON ({error}); add --overwrite") from None
+    if not isinstance(row, dict) or not {"benchmark", "id", "shown", "number"} <= row.keys():
+        raise RecipeError(f"{where} is no answer of an evaluation: {row!r:.60}; add --overwrite")
+    return row
 
 
 def key_of(row: Mapping[str, Any]) -> Key:
@@ -142,3 +148,9 @@ def gathered(folder: Path, files: Iterable[str]) -> list[Json]:
     """The rows of all shards that are there."""
     paths = [folder / name for name in files]
     return [row for path in paths if path.is_file() for _, row in read_answers(path)]
+
+
+def whole_questions(rows: Sequence[Json], rows_of: Mapping[Key, int]) -> set[Key]:
+    """The questions all of whose rows are there."""
+    counts = Counter(map(key_of, rows))
+    return {key for key, count in rows_of.items() if counts[key] == count}

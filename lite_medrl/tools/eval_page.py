@@ -8,19 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lite_medrl.measure.published import COLUMN_OF, COLUMNS, PUBLISHED, TITLES, Published
+from lite_medrl.measure.published import COLUMN_OF, COLUMNS, NUMBERS, PUBLISHED, TITLES, Published
 from lite_medrl.measure.scores import PARTS
 from lite_medrl.measure.statistics import too_few
 
 Json = dict[str, Any]
+SHOWN = {"blank": "a grey image", "shuffled": "another image"}
+OPEN = {"exact_match": "exact match", "f1": "token F1", "recall": "token recall"}
 
 
 def page(results: Json) -> str:
     """results.md."""
     blocks = [
         f"# {title(results)}",
-        "Research only; no output of a model is a finding.",
+        "Research only; no output of a model is a finding. Small brackets: 95 % intervals.",
         headline(results),
+        left_out(results),
         *(block for one in results["benchmarks"] for block in details(one)),
         beside_published(results),
         provenance(results),
@@ -38,9 +41,11 @@ def describe(results: Json) -> str:
     lines = [f"{title(results)}"]
     for one in results["benchmarks"]:
         lines += [one["id"], *(f"  {line}" for line in told(one))]
-    if results["average"]:
-        mean = results["average"]
-        lines.append(f"mean of {len(mean['parts'])} parts: {interval(mean['accuracy'], mean['ci95'])}")
+    if mean := results["average"]:
+        lines.append(
+            f"mean of {len(mean['parts'])} parts, n = {mean['n']}: {interval(mean['accuracy'], mean['ci95'])}"
+        )
+    lines += notes(results)
     lines.append(f"all figures: {results['output_dir']}/results.md")
     return "\n".join(lines)
 
@@ -52,84 +57,103 @@ def title(results: Json) -> str:
     return f"{model['name']}{stage}, protocol {results['protocol']['id']}"
 
 
+def notes(results: Json) -> list[str]:
+    """What was left out of the benchmarks, with the first reasons."""
+    found = []
+    for name, left in results["left_out"].items():
+        if left["skipped"]:
+            found.append(f"{name}: {left['skipped']} of {left['rows']} rows skipped, see skipped.jsonl")
+            found += [f"  {fault}" for fault in left["faults"][:5]]
+        if left["not_asked"]:
+            found.append(f"{name}: {left['not_asked']} open questions not asked, as letters are chosen")
+        if left["other_questions"]:
+            found.append(f"{name}: {left['other_questions']} questions of the other sort left out")
+    return found
+
+
+def left_out(results: Json) -> str:
+    """The same as a list; "" where nothing was."""
+    return "\n".join(f"{'  ' if line.startswith(' ') else ''}* {line.strip()}" for line in notes(results))
+
+
 def told(one: Json) -> Iterator[str]:
     """The main figures of one benchmark, a line each."""
     if closed := one.get("closed"):
         yield (
-            f"accuracy {interval(closed['accuracy'], closed['ci95'])}, n = {closed['n']}, chance "
-            f"{closed['chance']:.3f}, not readable {closed['parse_failure_frac']:.1%}{few(closed['n'])}"
+            f"accuracy {interval(closed['accuracy'], closed['ci95'])}, {number(closed)}, chance "
+            f"{closed['chance']:.3f}, not readable {closed['parse_failure_frac']:.1%}{few(closed['counted'])}"
         )
+        yield from reliance_lines(closed)
     if drawn := one.get("sampled"):
         k = str(drawn["num_samples"])
         yield (
-            f"mean@{k} {drawn['mean_at_k']:.3f}, maj@{k} {drawn['maj_at_k'][k]:.3f}, Pass@{k} "
-            f"{drawn['pass_at_k'][k]:.3f} (chance {drawn['chance_pass_at_k'][k]:.3f})"
+            f"mean@{k} {interval(drawn['mean_at_k'], drawn['mean_at_k_ci95'])}, maj@{k} "
+            f"{interval(drawn['maj_at_k'][k], drawn['maj_at_k_ci95'][k])}, Pass@{k} "
+            f"{interval(drawn['pass_at_k'][k], drawn['pass_at_k_ci95'][k])} (guessing "
+            f"{drawn['chance_pass_at_k'][k]:.3f})"
         )
     if free := one.get("open"):
+        scores = ", ".join(f"{name} {mean_of(free[key])}" for key, name in OPEN.items())
         yield (
-            f"open questions, n = {free['n']}: exact match "
-            f"{interval(free['exact_match']['mean'], free['exact_match']['ci95'])}, token F1 "
-            f"{free['f1']['mean']:.3f}, recall {free['recall']['mean']:.3f}{few(free['n'])}"
+            f"open questions, n = {free['n']}: {scores}, not readable {free['parse_failure_frac']:.1%}"
+            f"{few(free['n'])}"
         )
-    if relied := one.get("reliance"):
-        yield f"image: {reliance_line(relied)}"
+        yield from reliance_lines(free)
     yield from (f"note: {text}" for text in one["surprises"])
-    if left := one["left_out"]["skipped"]:
-        yield f"note: {left} rows skipped for a fault"
 
 
-def reliance_line(relied: Json) -> str:
-    """What changes without the image, in one line."""
-    parts = []
-    for name in ("blank", "shuffled"):
-        if name in relied:
-            shown = {"blank": "a grey image", "shuffled": "another image"}[name]
-            parts.append(f"{relied[name]['accuracy']:.3f} with {shown}")
-    parts.append(f"{relied['unchanged_frac']:.1%} of answers do not change")
-    return ", ".join(parts)
+def reliance_lines(figures: Json) -> Iterator[str]:
+    """What changes without the image, in one line; none where no other image was shown."""
+    if not (relied := figures["reliance"]):
+        return
+    parts = [
+        f"{interval(row['accuracy'], row['ci95'])} with {SHOWN[name]}"
+        for name in SHOWN
+        if (row := relied.get(name))
+    ]
+    unchanged = [1 - end for end in reversed(relied["image_sensitivity_ci95"])]
+    yield f"image: {', '.join(parts)}; {interval(relied['unchanged_frac'], unchanged)} of answers unchanged"
 
 
 def headline(results: Json) -> str:
     """The table of closed questions, one row a benchmark or part."""
+    ours = results["protocol"]["profile"] == "lite-v1"
+    names = [
+        "benchmark", "n", f"accuracy, read by {results['protocol']['profile']}", "chance", "not readable",
+        *([] if ours else ["the same, read by lite-v1"]),
+        "grey image", "another image", "visual reliance", "answers unchanged",
+    ]  # fmt: skip
     rows = [
         [
-            one["name"], str(c["n"]), interval(c["accuracy"], c["ci95"]), f"{c['chance']:.3f}",
-            f"{c['parse_failure_frac']:.1%}", *also_ours(results, c), *shown_without(one.get("reliance")),
+            one["name"], number(c).removeprefix("n = "), interval(c["accuracy"], c["ci95"]),
+            f"{c['chance']:.3f}", f"{c['parse_failure_frac']:.1%}",
+            *([] if ours else [interval(c["lite_v1_accuracy"], c["lite_v1_ci95"])]),
+            *reliance_cells(results, c["reliance"]),
         ]
         for one in results["benchmarks"] if (c := one.get("closed"))
     ]  # fmt: skip
-    if results["average"]:
-        mean = results["average"]
-        name = f"mean of {len(mean['parts'])} parts"
-        rows.append([name, "", interval(mean["accuracy"], mean["ci95"])])
-    if not rows:
-        return ""
-    names = [
-        "benchmark", "n", f"accuracy ({results['protocol']['name']}) [95 %]", "chance", "not readable",
-        *(["read by lite-v1 [95 %]"] if not reads_as_ours(results) else []),
-        "grey image", "another image", "answers unchanged",
-    ]  # fmt: skip
-    return table(names, [[*row, *[""] * (len(names) - len(row))] for row in rows])
+    if rows and (mean := results["average"]):
+        accuracy = interval(mean["accuracy"], mean["ci95"])
+        cells = [f"mean of {len(mean['parts'])} parts", str(mean["n"]), accuracy]
+        rows.append(cells + [""] * (len(names) - len(cells)))
+    return table(names, rows) if rows else ""
 
 
-def reads_as_ours(results: Json) -> bool:
-    """Whether the protocol reads answers by our rule."""
-    return results["protocol"]["profile"] == "lite-v1"
-
-
-def also_ours(results: Json, closed: Json) -> list[str]:
-    """What our rule says of the same answers, where the protocol has a rule of its own."""
-    if reads_as_ours(results):
-        return []
-    return [interval(closed["lite_v1_accuracy"], closed["lite_v1_ci95"])]
-
-
-def shown_without(relied: Json | None) -> list[str]:
-    """Accuracy with the grey and with another image, and the share of answers that stayed."""
-    if relied is None:
-        return ["not asked"] * 3
-    cells = [f"{relied[name]['accuracy']:.3f}" if name in relied else "" for name in ("blank", "shuffled")]
-    return [*cells, f"{relied['unchanged_frac']:.1%}"]
+def reliance_cells(results: Json, relied: Json | None) -> list[str]:
+    """Accuracy with the grey and with another image, what the own image adds, and what stayed."""
+    found = relied or {}
+    cells = []
+    for name in SHOWN:
+        if row := found.get(name):
+            cells.append(interval(row["accuracy"], row["ci95"]))
+        else:
+            cells.append("there is none" if name in results["images"] else "not asked")
+    other = found.get("shuffled")
+    cells.append(signed(other["drop"], other["drop_ci95"]) if other else "")
+    if not relied:
+        return [*cells, ""]
+    unchanged = [1 - end for end in reversed(relied["image_sensitivity_ci95"])]
+    return [*cells, interval(relied["unchanged_frac"], unchanged)]
 
 
 def details(one: Json) -> Iterator[str]:
@@ -139,15 +163,16 @@ def details(one: Json) -> Iterator[str]:
     yield "\n".join(f"* {line}" for line in told(one))
     if drawn := one.get("sampled"):
         yield sampled_table(drawn)
-    if relied := one.get("reliance"):
-        yield reliance_table(relied)
-    if free := one.get("open"):
-        yield open_table(free)
-    if closed := one.get("closed"):
+    for kind in ("closed", "open"):
+        if not (figures := one.get(kind)):
+            continue
+        if kind == "open":
+            yield open_table(figures)
+        if figures["reliance"]:
+            yield reliance_table(figures["reliance"], kind)
         for part in PARTS:
-            name, groups = part.replace("kind", "question type").replace("_", " "), closed[f"by_{part}"]
-            if len(groups) > 1:
-                yield parts_table(name, groups)
+            if len(groups := figures.get(f"by_{part}", {})) > 1:
+                yield parts_table(part, groups, kind)
 
 
 def sampled_table(drawn: Json) -> str:
@@ -155,77 +180,93 @@ def sampled_table(drawn: Json) -> str:
     rows = [
         [
             k, interval(drawn["pass_at_k"][k], drawn["pass_at_k_ci95"][k]),
-            f"{drawn['chance_pass_at_k'][k]:.3f}", f"{drawn['maj_at_k'][k]:.3f}",
+            f"{drawn['chance_pass_at_k'][k]:.3f}", interval(drawn["maj_at_k"][k], drawn["maj_at_k_ci95"][k]),
             f"{drawn['maj_at_k_tied_frac'][k]:.1%}",
         ]
         for k in drawn["pass_at_k"]
     ]  # fmt: skip
-    return table(["K", "Pass@K [95 %]", "Pass@K of guessing", "maj@K", "of them tied"], rows)
+    return table([f"K (n = {drawn['n']})", "Pass@K", "Pass@K of guessing", "maj@K", "votes tied"], rows)
 
 
-def reliance_table(relied: Json) -> str:
+def reliance_table(relied: Json, kind: str) -> str:
     """The conditions against the own image."""
     rows = [
         [
-            {"blank": "grey", "shuffled": "another question's"}[name], str(row["n"]),
-            interval(row["accuracy"], row["ci95"]), signed(row["drop"], row["drop_ci95"]),
-            f"{row['drop_p']:.2g}", interval(row["changed_frac"], row["changed_ci95"]),
+            SHOWN[name], str(row["n"]), f"{row['real_accuracy']:.3f}", interval(row["accuracy"], row["ci95"]),
+            signed(row["drop"], row["drop_ci95"]), f"{row['drop_p']:.2g}",
+            interval(row["changed_frac"], row["changed_ci95"]),
         ]
-        for name in ("blank", "shuffled") if (row := relied.get(name))
+        for name in SHOWN if (row := relied.get(name))
     ]  # fmt: skip
-    names = ["image shown", "n", "accuracy [95 %]", "lost against the own image [95 %]", "McNemar p",
-             "answers changed [95 %]"]  # fmt: skip
+    names = [
+        f"image shown ({kind} questions)", "n", "with the own image", "with this one", "lost", "McNemar p",
+        "answers changed",
+    ]  # fmt: skip
     return table(names, rows)
 
 
 def open_table(free: Json) -> str:
     """Scores of open answers."""
-    rows = [
-        [name, interval(free[key]["mean"], free[key]["ci95"])]
-        for key, name in (("exact_match", "exact match"), ("f1", "token F1"), ("recall", "token recall"))
-    ]
-    if free["protocol_score"] is not None:
-        rows.append(["the protocol's own score", f"{free['protocol_score']:.3f}"])
+    rows = [[name, mean_of(free[key])] for key, name in OPEN.items()]
+    if score := free["protocol_score"]:
+        rows.append([f"the protocol's own score (n = {score['n']})", mean_of(score)])
+    rows += [[f"the protocol's {name}", mean_of(part)] for name, part in free["protocol_parts"].items()]
     if judge := free.get("judge"):
-        rows.append(
-            [f"accepted by the judge {judge['model']['name']}", interval(judge["accuracy"], judge["ci95"])]
-        )
-    return table([f"open questions, n = {free['n']}", "mean [95 %]"], rows)
+        name = f"accepted by the judge {judge['model']['name']}"
+        rows.append([name, interval(judge["accuracy"], judge["ci95"])])
+    return table([f"open questions, n = {free['n']}", "mean"], rows)
 
 
-def parts_table(name: str, groups: Json) -> str:
-    """Accuracy by label."""
-    rows = [
-        [
-            label,
-            str(g["n"]),
-            interval(g["accuracy"], g["ci95"]),
-            f"{g['parse_failure_frac']:.1%}",
+def parts_table(part: str, groups: Json, kind: str) -> str:
+    """Accuracy (of open questions: exact match and F1) by label."""
+    names = [f"{part.replace('kind', 'question type').replace('_', ' ')} ({kind})", "n"]
+    if kind == "closed":
+        rows = [
+            [label, str(row["n"]), interval(row["accuracy"], row["ci95"])] for label, row in groups.items()
         ]
-        for label, g in groups.items()
-    ]
-    return table([name, "n", "accuracy [95 %]", "not readable"], rows)
+        names.append("accuracy")
+    else:
+        rows = [
+            [label, str(row["n"]), mean_of(row["open"]["exact_match"]), mean_of(row["open"]["f1"])]
+            for label, row in groups.items()
+        ]
+        names += ["exact match", "token F1"]
+    failed = [f"{row['parse_failure_frac']:.1%}" for row in groups.values()]
+    return table([*names, "not readable"], [[*row, share] for row, share in zip(rows, failed, strict=True)])
 
 
 def beside_published(results: Json) -> str:
-    """What others have published on the same benchmarks, with our row; "" where none is theirs."""
+    """What others have published on the same benchmarks, with our row; "" where none is theirs.
+
+    A limited draw of questions is not set beside them.
+    """
     ours = {
-        COLUMN_OF[one["name"]]: 100 * one["closed"]["accuracy"]
+        COLUMN_OF[one["name"]]: one["closed"]
         for one in results["benchmarks"]
         if one["name"] in COLUMN_OF and "closed" in one and one["closed"]["accuracy"] is not None
     }
-    if not ours:
+    if not ours or results["limit"]:
         return ""
     rows = [published_row(one) for one in PUBLISHED]
-    mean = f"{sum(ours.values()) / len(ours):.2f}" if len(ours) == len(COLUMNS) else ""
-    cells = [f"**{ours[name]:.2f}**" if name in ours else "" for name in COLUMNS]
+    cells = [our_cell(ours.get(name)) for name in COLUMNS]
+    values = [100 * c["accuracy"] for c in ours.values()]
+    mean = f"{sum(values) / len(values):.2f}" if len(ours) == len(COLUMNS) else ""
     rows.append([f"**{title(results)}**", *cells, mean, results["protocol"]["id"], "measured here"])
     note = (
         "## Beside published figures\n\nPercent of closed questions, as published; none of these was "
-        "measured here. A row of another protocol, precision, answer budget or set of questions is no "
-        "yardstick."
+        "measured here. A row of another protocol, precision, answer budget or set of questions (another n) "
+        "is no yardstick."
     )
-    return f"{note}\n\n{table(['model', *TITLES, 'mean', 'protocol', 'source'], rows)}"
+    titles = [f"{name} (n = {NUMBERS[key]})" for key, name in zip(COLUMNS, TITLES, strict=True)]
+    return f"{note}\n\n{table(['model', *titles, 'mean', 'protocol', 'source'], rows)}"
+
+
+def our_cell(closed: Json | None) -> str:
+    """Our percent of one column with its interval and n; "" where we have none."""
+    if closed is None:
+        return ""
+    low, high = (100 * end for end in closed["ci95"])
+    return f"**{100 * closed['accuracy']:.2f}** [{low:.2f}, {high:.2f}], n = {closed['counted']}"
 
 
 def published_row(one: Published) -> list[str]:
@@ -265,6 +306,7 @@ def drawing(protocol: Json) -> str:
     if not protocol["num_samples"]:
         return greedy
     at = f"temperature {protocol['temperature']}, top_p {protocol['top_p']}"
+    at += f", top_k {protocol['top_k']}" if protocol["top_k"] else ""
     return f"{greedy}; {protocol['num_samples']} samples at {at}"
 
 
@@ -275,6 +317,17 @@ def interval(value: float | None, ci: Sequence[float] | None) -> str:
     return f"{value:.3f} [{ci[0]:.3f}, {ci[1]:.3f}]"
 
 
+def mean_of(row: Json) -> str:
+    """A mean with its interval."""
+    return interval(row["mean"], row["ci95"])
+
+
+def number(closed: Json) -> str:
+    """How many questions, and how many of them the protocol's rule has in its mean."""
+    counted = "" if closed["counted"] == closed["n"] else f", of which the rule counts {closed['counted']}"
+    return f"n = {closed['n']}{counted}"
+
+
 def signed(value: float, ci: Sequence[float]) -> str:
     """A difference with its interval."""
     return f"{value:+.3f} [{ci[0]:+.3f}, {ci[1]:+.3f}]"
@@ -282,11 +335,17 @@ def signed(value: float, ci: Sequence[float]) -> str:
 
 def few(n: int) -> str:
     """A warning where hardly anything can be said, in brackets."""
-    told = too_few(n)
-    return f" ({told})" if told else ""
+    said = too_few(n)
+    return f" ({said})" if said else ""
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; bars in cells are escaped."""
-    cells = [names, ["---"] * len(names), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
+    """A Markdown table; bars and line breaks in cells are escaped."""
+    cells = [[plain(cell) for cell in row] for row in (names, *rows)]
+    lines = [cells[0], ["---"] * len(names), *cells[1:]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def plain(cell: str) -> str:
+    """A text that stays in its cell."""
+    return " ".join(cell.replace("|", "\\|").split())

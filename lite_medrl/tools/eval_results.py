@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from lite_medrl.tools.eval_folder import Json, Key, gathered, key_of
+from lite_medrl.tools.eval_folder import Json, Key, gathered, key_of, whole_questions
 from lite_medrl.tools.progress import Bar, say
 from lite_medrl.tools.run_folder import write_text
 from lite_medrl.tools.target import load_target
@@ -38,11 +38,17 @@ def finish(job: Job, start: float) -> Json:
         start: when this call began, on time.perf_counter's clock.
     """
     rows, expected = gathered(job.folder, job.shard.all_files()), job.expected()
-    have = {key_of(row) for row in rows}
-    if missing := sum(key not in have for key in expected):
+    if missing := len(expected) - len(whole_questions(rows, expected)):
         shard = {"shard": job.shard.number, "missing": missing, "of": len(expected)}
         return {"output_dir": str(job.folder), **shard}
     results = results_of(job, rows, start)
+    skipped = [
+        json.dumps({"benchmark": one.name, "fault": str(fault)}) + "\n"
+        for one, tally in zip(job.benchmarks, job.tallies, strict=True)
+        for fault in tally.faults
+    ]
+    if skipped:
+        write_text(job.folder / "skipped.jsonl", "".join(skipped))
     write_text(job.folder / "results.json", json.dumps(results, indent=2) + "\n")
     from lite_medrl.tools.eval_page import page
 
@@ -58,14 +64,19 @@ def results_of(job: Job, rows: list[Json], start: float) -> Json:
 
     judge = judged_rows(job, rows)
     groups = groups_of(job, rows)
-    closed = {one.name: one.rows for one in groups if any(r.get("options") for r in one.rows)}
+    found = [figures(job, one, judge) for one in groups]
+    closed = {one["name"]: one["closed"] for one in found if "closed" in one}
     return {
         "kind": "eval",
         "model": job.model,
         "protocol": job.protocol.to_json() | {"example": job.protocol.words(job.samples[0][0])},
         "images": list(job.images),
-        "benchmarks": [figures(job, one, judge) for one in groups],
-        "average": average(closed, seed=job.request.seed) if len(closed) > 1 else None,
+        "benchmarks": found,
+        "average": average(closed) if len(closed) > 1 else None,
+        "left_out": {
+            one.name: tally.to_json() | {"not_asked": not_asked(job, place)}
+            for place, (one, tally) in enumerate(zip(job.benchmarks, job.tallies, strict=True))
+        },
         "limit": job.request.limit,
         "shards": job.shard.count,
         "seed": job.request.seed,
@@ -104,7 +115,7 @@ def figures(job: Job, group: Group, judge: Judge | None) -> Json:
     from lite_medrl.measure.benchmarks import surprises
     from lite_medrl.measure.summary import summary
 
-    one, tally = job.benchmarks[group.place], job.tallies[group.place]
+    one = job.benchmarks[group.place]
     found = summary(group.rows, seed=job.request.seed)
     part = group.name.removeprefix(one.name).removeprefix("/")
     if judge and "open" in found:
@@ -117,9 +128,13 @@ def figures(job: Job, group: Group, judge: Judge | None) -> Json:
         "source": one.source,
         "splits": list(one.splits),
         "surprises": [] if job.request.limit else surprises(one, job.samples[group.place], part=part),
-        "left_out": tally.to_json(),
         **found,
     }
+
+
+def not_asked(job: Job, place: int) -> int:
+    """Questions that the protocol cannot ask: those without options where it chooses a letter."""
+    return sum(not s.options for s in job.samples[place]) if job.protocol.choose else 0
 
 
 @dataclass(frozen=True, slots=True)

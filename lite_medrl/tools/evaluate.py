@@ -27,7 +27,7 @@ class Request:
     """What the command line asked for; `changes` are values of the protocol, None where it keeps its own."""
 
     model: str
-    benchmarks: Sequence[str] = ("embedded",)
+    benchmarks: str = "embedded"
     protocol: str = "lite-v1"
     stage: str | None = None
     adapter: Path | None = None
@@ -68,7 +68,7 @@ class Job:
     """One evaluation under way: whom it asks, what, how, and where the answers go."""
 
     def __init__(self, request: Request, shard: Shard, folder: Path | None) -> None:
-        from lite_medrl.measure.benchmarks import benchmark
+        from lite_medrl.measure.benchmarks import benchmarks
         from lite_medrl.measure.protocols import protocol, worded
 
         self.request, self.shard = request, shard
@@ -77,12 +77,10 @@ class Job:
         )
         self.judge = judge_of(request.judge)
         self.images = checked_images(request.images)
-        self.benchmarks = [
-            benchmark(name, split=request.split, questions=request.questions) for name in request.benchmarks
-        ]
+        if request.seed < 0:
+            raise RecipeError(f"--seed: must be 0 or more, got {request.seed}")
+        self.benchmarks = benchmarks(request.benchmarks, split=request.split, questions=request.questions)
         names = [one.name for one in self.benchmarks]
-        if len(set(names)) < len(names):
-            raise RecipeError(f"--benchmark: one is named twice: {', '.join(names)}")
         changes = dict(request.changes)
         if self.target.run and request.protocol == "lite-v1" and changes.get("max_new_tokens") is None:
             changes["max_new_tokens"] = self.target.recipe.diagnose.max_completion_length
@@ -98,10 +96,12 @@ class Job:
         from lite_medrl.measure.shown import exchange
 
         self.tallies = [Tally() for _ in self.benchmarks]
-        self.samples = [
+        checked = [
             questions_of(one, limit=self.request.limit, on_error=self.request.on_error, tally=tally)
             for one, tally in zip(self.benchmarks, self.tallies, strict=True)
         ]
+        self.samples = [one.samples for one in checked]
+        self.digests = [digest(one) for one in checked]
         self.exchanges = [exchange(samples, self.request.seed) for samples in self.samples]
         if not self.expected():
             raise RecipeError(
@@ -116,7 +116,7 @@ class Job:
             "model": self.model,
             "protocol": self.protocol.to_json(),
             "benchmarks": [[one.name, *one.splits, one.questions] for one in self.benchmarks],
-            "questions": [digest(samples) for samples in self.samples],
+            "questions": self.digests,
             "images": list(self.images),
             "limit": self.request.limit,
             "seed": self.request.seed,
@@ -126,10 +126,12 @@ class Job:
 
     def expected(self) -> dict[Key, int]:
         """How many rows each question gets."""
+        from lite_medrl.measure.evaluate import samples_of
+
         shuffled = "shuffled" in self.images
-        always = len(self.images) - shuffled + self.protocol.num_samples
+        always = len(self.images) - shuffled
         return {
-            (one.name, s.id): always + (shuffled and exchange.possible(s))
+            (one.name, s.id): always + (shuffled and exchange.possible(s)) + samples_of(self.protocol, s)
             for one, samples, exchange in zip(self.benchmarks, self.samples, self.exchanges, strict=True)
             for s in samples
             if s.options or not self.protocol.choose
@@ -199,10 +201,10 @@ def safe(name: str) -> str:
     return "".join(sign if sign.isalnum() or sign in "-_.+@" else "-" for sign in name)
 
 
-def digest(samples: Sequence[Sample]) -> str:
-    """16 hex digits of the questions, their options, gold answers and images' names."""
+def digest(checked: Any) -> str:
+    """16 hex digits of the questions, their options, gold answers and pixels."""
     sha = hashlib.sha256()
-    for s in samples:
-        images = [(Path(ref.path).name, ref.member) for ref in s.images]
+    for s in checked.samples:
+        images = [checked.digests[ref] for ref in s.images]
         sha.update(json.dumps([s.id, s.question, s.options, s.answer, images]).encode())
     return sha.hexdigest()[:16]

@@ -6,6 +6,8 @@ The adapter stays live; nothing is merged into 4-bit weights.
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from lite_medrl.recipe import load_recipe
 from lite_medrl.sections import Recipe
 from lite_medrl.tools.run_folder import base_of
 from lite_medrl.types import ModelError, RecipeError
+
+log = logging.getLogger(__name__)
 
 STAGES = ("base", "sft", "grpo")
 
@@ -84,11 +88,7 @@ def load_target(wanted: Target) -> tuple[Any, dict[str, Any]]:
         refuse_incomplete(wanted.adapter)
     loaded = load_for(wanted.recipe.model)
     base = fingerprint(loaded.model)
-    if wanted.run and base_of(wanted.run) not in ("", base):
-        raise ModelError(
-            f"{wanted.run}: its adapters belong to another version of "
-            f"{wanted.recipe.model.model_name_or_path}: the weights have changed since the run"
-        )
+    refuse_other_base(wanted, base)
     model = loaded.model
     if wanted.adapter:
         model = with_adapters(model, {wanted.stage: wanted.adapter})
@@ -103,6 +103,23 @@ def load_target(wanted: Target) -> tuple[Any, dict[str, Any]]:
         "dtype": str(loaded.policy.dtype).removeprefix("torch."),
     }
     return type(loaded)(model.eval(), loaded.processor, loaded.policy), told
+
+
+def refuse_other_base(wanted: Target, base: str) -> None:
+    """ModelError for an adapter that a run trained on other weights; a warning for one of another name."""
+    name = wanted.recipe.model.model_name_or_path
+    run = wanted.run or (wanted.adapter.resolve().parents[1] if wanted.adapter else None)
+    trained_on = base_of(run) if run else ""
+    if trained_on not in ("", base):
+        raise ModelError(
+            f"{wanted.adapter or run}: trained on other weights than those of {name} (fingerprint "
+            f"{trained_on}, here {base}); give the model that it was trained on, in the same precision"
+        )
+    if wanted.adapter and not trained_on:
+        config = json.loads((wanted.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        told = str(config.get("base_model_name_or_path") or "")
+        if told and Path(told).name != Path(name).name:
+            log.warning("adapter %s says that it was trained on %s, not on %s", wanted.adapter, told, name)
 
 
 def adapter_digest(folder: Path | None) -> str | None:

@@ -3,7 +3,7 @@
 VQA-RAD and PathVQA (flaviagiammarino's Parquet files) do not say which questions are closed, so those
 answered by yes or no are: 251 of VQA-RAD's 451 test questions, 3,362 of PathVQA's 6,719. Others
 count 272 in VQA-RAD. SLAKE says it (416 English test questions), but names no options: 355 are yes/no, the
-others stay open.
+others stay open here and keep its word in `answer_type`, for rules that read them as closed.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def slake(values: Values, place: Place) -> list[Values]:
         "kind": str(values.get("content_type") or "unknown"),
         "modality": str(values.get("modality") or "unknown"),
         "subject": str(values["img_id"]) if values.get("img_id") is not None else None,
+        "answer_type": str(values.get("answer_type") or "").lower() or None,
     }
     return [row | closed_or_open(values["answer"])]
 
