@@ -343,7 +343,9 @@ HIDDEN, WEIGHT, TARGET = torch.zeros(3, 2), torch.zeros(4, 2), torch.zeros(3, dt
     ("change", "message"),
     [
         ({"hidden_SD": torch.zeros(3)}, r"hidden_SD must have 2 dimension\(s\), got shape \(3,\)"),
-        ({"hidden_SD": torch.zeros(3, 2).int()}, "hidden_SD must be floating point, got torch.int32"),
+        ({"hidden_SD": torch.zeros(3, 2).int()}, r"hidden_SD must be floating point \(.*\), got torch.int32"),
+        ({"hidden_SD": HIDDEN.to(torch.float8_e5m2)}, "hidden_SD must be floating .* torch.float8_e5m2"),
+        ({"weight_VD": WEIGHT.to(torch.float8_e5m2)}, "weight_VD must be floating .* torch.float8_e5m2"),
         ({"hidden_SD": torch.zeros(3, 5)}, r"D must agree: hidden_SD is \(3, 5\), weight_VD is \(4, 2\)"),
         ({"weight_VD": torch.zeros(4, 2, 1)}, r"weight_VD must have 2 dimension"),
         ({"weight_VD": torch.zeros(0, 2)}, "the vocabulary is empty"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medrl_kernels import reference
-from medrl_kernels.dispatch import capability_of, check_grouped_logp, check_is_tensor, choose_impl
+from medrl_kernels.dispatch import capability_of, check_floating, check_grouped_logp, choose_impl
 from medrl_kernels.reference import GroupedLogp
 
 
@@ -36,8 +36,8 @@ def grouped_logp(
     reference. `chunk_size` is the reference's; `filter_eps` matters to Triton alone.
     """
     options = {name: value for name, value in locals().items() if name != "impl"}
-    check_is_tensor("hidden_SD", hidden_SD)
-    check_is_tensor("weight_VD", weight_VD)
+    check_floating("hidden_SD", hidden_SD)
+    check_floating("weight_VD", weight_VD)
     dtype = torch.promote_types(hidden_SD.dtype, weight_VD.dtype)
     if choose_impl("grouped_logp", impl, hidden_SD.device.type, dtype, capability_of(hidden_SD)) == "triton":
         check_grouped_logp(SimpleNamespace(**options))
