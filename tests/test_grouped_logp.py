@@ -6,6 +6,8 @@ import ast
 import inspect
 import logging
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from medrl_kernels import GroupedLogp, dispatch, grouped_logp, reference
+from medrl_kernels import GroupedLogp, configs, dispatch, grouped_logp, reference
 
 F64 = torch.float64
 
@@ -419,6 +421,59 @@ def test_triton_runs_on_cards_and_elsewhere_only_in_the_interpreter(monkeypatch:
     with pytest.raises(ValueError, match="triton is not installed"):
         dispatch.choose_impl("op c", "triton", "cuda", half, 90)
     assert dispatch.choose_impl("op c", "auto", "cuda", half, 90) == "reference"
+
+
+def test_a_filter_that_leaves_nothing_out_is_said_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["medrl_kernels.grouped_logp"]
+    dispatch.note_no_filter.cache_clear()
+    for _ in range(2):
+        grouped_logp(HIDDEN, WEIGHT, TARGET, filter_eps=0.1, impl="reference")
+        grouped_logp(HIDDEN, WEIGHT, TARGET, impl="reference")
+    grouped_logp(HIDDEN, WEIGHT, TARGET, filter_eps=0.1, impl="triton")  # the interpreter has blocks
+    monkeypatch.setattr(module, "logp_config", lambda capability: configs.logp_config(75))
+    grouped_logp(HIDDEN, WEIGHT, TARGET, filter_eps=0.1, impl="triton")
+    said = "grouped_logp: filter_eps leaves nothing out of the gradient here: "
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        said + "the reference has no blocks to leave out",
+        said + "Triton multiplies without tensor cores before compute capability 8.0",
+    ]
+
+
+WITHOUT_TRITON = """
+import importlib.abc, sys
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "triton":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+sys.meta_path.insert(0, Refuse())
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "triton" else find(name, package)
+import torch
+from medrl_kernels import grouped_logp, grpo_loss
+hidden = torch.ones(3, 2, requires_grad=True)
+logp, _ = grouped_logp(hidden, torch.eye(4, 2), torch.tensor([0, 1, 2]))
+loss, _ = grpo_loss(logp, None, torch.ones(1), torch.tensor([3]))
+loss.backward()
+assert bool(hidden.grad.abs().sum() > 0)
+assert not [name for name in sys.modules if name.partition(".")[0] == "triton"]
+try:
+    grouped_logp(hidden, torch.eye(4, 2), torch.tensor([0, 1, 2]), impl="triton")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_without_triton_everything_but_triton_runs() -> None:
+    kernels = str(Path(reference.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRITON], env=os.environ | {"PYTHONPATH": kernels},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "impl='triton' cannot run here: triton is not installed" in done.stdout
 
 
 def test_public_op_has_the_signature_of_the_reference() -> None:

@@ -59,6 +59,12 @@ def choose_impl(
     return chosen
 
 
+@functools.cache
+def note_no_filter(op: str, why: str) -> None:
+    """Says once that `filter_eps` leaves nothing out here."""
+    logger.warning("%s: filter_eps leaves nothing out of the gradient here: %s", op, why)
+
+
 def triton_obstacle(device_type: str, dtype: torch.dtype, capability: int | None) -> str | None:
     """Why the Triton kernels cannot run on such an input; None if they can."""
     if importlib.util.find_spec("triton") is None:
