@@ -46,7 +46,11 @@ from medrl_kernels.reference import GroupedLogp
 
 LOWEST = -3.0e38
 SLACK = tl.constexpr(8.0)  # a tile may rise this far over the row's reference before the row is rescaled
-PIVOT_D = (512, 1024)  # dimensions at a time, of 16-bit and of fp32 states: what spills nothing on any card
+PIVOT_D = {
+    2: 512,
+    4: 1024,
+    0: 256,
+}  # dimensions at a time, of so many bytes (0: states and head differ): no spills
 NUM_STAGES = 2  # of every kernel but the filtered product: none of the others has a loop of matrix products
 HALF_SCALE = 16.0  # on fp16 weights: e^SLACK times it is below 65504, and small ones stay normal numbers
 
@@ -456,7 +460,8 @@ def find_pivots(
         targets.state_U, targets.start_U1, targets.target_K, logit_K, f_K, pivot_U, peak_U,
         hidden_SD.stride(0), weight_VD.stride(0), hidden_SD.shape[1], *shape[:3],
         HAS_BIAS=bias_V is not None, SOFTCAP=shape.softcapped,
-        BLOCK_D=PIVOT_D[hidden_SD.dtype == torch.float32], num_warps=8, num_stages=NUM_STAGES,
+        BLOCK_D=PIVOT_D[hidden_SD.element_size() if hidden_SD.dtype == weight_VD.dtype else 0], num_warps=8,
+        num_stages=NUM_STAGES,
     )  # fmt: skip
     top_U = torch.full_like(peak_U, LOWEST)
     return Rows(pivot_U, peak_U, top_U, torch.zeros_like(peak_U), torch.zeros_like(peak_U), logit_K, f_K)
@@ -716,7 +721,7 @@ def compilations(arch: int) -> list[Compilation]:
     for x in dtypes:
         for other in dtypes:  # of the head, where states come in another
             name = x if other == x else f"{x}-{other}"
-            width = {"BLOCK_D": PIVOT_D[x == "fp32"]}
+            width = {"BLOCK_D": PIVOT_D[0 if other != x else 4 if x == "fp32" else 2]}
             found.append(compilation(_pivot_kernel, f"pivot-{name}", every | width, 8, x, head=other))
             for recomputed in (False, True):
                 flags = {"RECOMPUTED": recomputed, "BLOCK_D": 1024}
