@@ -271,6 +271,19 @@ def test_not_a_number_reaches_the_output(bad: float) -> None:
     assert out.entropy_N[[0, 2]].isfinite().all()
 
 
+@pytest.mark.parametrize("width", [1, 127, 128, 129, 256, 300])
+def test_the_largest_logit_is_found_wherever_it_is(width: int) -> None:
+    for place in {0, width // 2, width - 1, max(width - 2, 0)}:
+        for value in (3.0, math.inf, math.nan):
+            logit = torch.randn(2, width).clamp(max=2)
+            logit[1, place] = value
+            peak, top = reference.largest(logit)
+            assert (peak[0], top[0]) == (logit[0].max(), logit[0].argmax())
+            assert torch.equal(peak[1], torch.tensor([value])) or (peak[1].isnan() and math.isnan(value))
+            assert top[1] == place
+    assert reference.largest(torch.full((1, width), -math.inf))[0] == -math.inf
+
+
 def test_an_infinite_logit_is_not_a_certain_answer() -> None:
     bias = torch.tensor([0.0, math.inf, 0.0])
     args = (torch.ones(3, 2), torch.ones(3, 2), torch.tensor([0, 1, 2]))

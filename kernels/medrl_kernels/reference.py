@@ -31,6 +31,7 @@ from medrl_kernels.dispatch import IGNORE_INDEX, WINDOW_LOSSES, check_grouped_lo
 # Most logits in one chunk, and most that autograd may keep rather than recompute: 64 MiB each in fp32.
 CHUNK_CELLS = 2**24
 KEEP_CELLS = 2**24
+SEARCHED = 128  # columns of a block, in which the largest logit of a row is looked for
 EXP_IS_ZERO = -1e4  # exp of it is 0 in fp32 and fp64
 LOG_W_MIN, LOG_W_MAX = math.log(1e-8), 20.0  # VESPO's bounds on the log of a sequence weight, as in TRL
 
@@ -162,7 +163,7 @@ class LogpOfLogits(torch.autograd.Function):
     def forward(
         ctx: Any, logit_UV: Tensor, target_K: Tensor, source_K: Tensor, with_entropy: bool
     ) -> tuple[Tensor, Tensor]:
-        peak_U1, top_U1 = logit_UV.max(1, keepdim=True)
+        peak_U1, top_U1 = largest(logit_UV)
         gap_K = logit_UV[source_K, target_K] - peak_U1[source_K, 0]
         below_UV = logit_UV.sub_(peak_U1).scatter_(1, top_U1, -math.inf)
         rest_UV = below_UV.exp() if with_entropy else below_UV.exp_()
@@ -195,6 +196,20 @@ class LogpOfLogits(torch.autograd.Function):
         out_UV.scatter_(1, top_U1, top_U[:, None])
         others_K = grad_K.masked_fill(is_top_K, 0.0)
         return out_UV.index_put_((source_K, target_K), others_K, accumulate=True), None, None, None
+
+
+def largest(logit_UV: Tensor) -> tuple[Tensor, Tensor]:
+    """`logit_UV.max(1, keepdim=True)`: torch's is slow on a CPU where it also says the place, so the place is
+    looked for in the best block of the row alone."""
+    width = logit_UV.shape[1]
+    whole = width - width % SEARCHED
+    best_UB = logit_UV[:, :whole].unflatten(1, (-1, SEARCHED)).amax(2)
+    if whole < width:
+        best_UB = torch.cat([best_UB, logit_UV[:, whole:].amax(1, keepdim=True)], 1)
+    first_U1 = best_UB.argmax(1, keepdim=True) * SEARCHED
+    place_UC = (first_U1 + torch.arange(SEARCHED, device=logit_UV.device)).clamp_(max=width - 1)
+    peak_U1, found_U1 = logit_UV.gather(1, place_UC).max(1, keepdim=True)
+    return peak_U1, place_UC.gather(1, found_U1)
 
 
 def recomputed_chunk(*args: object) -> tuple[Tensor, Tensor]:
