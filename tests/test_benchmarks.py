@@ -4,15 +4,20 @@ end."""
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
 import subprocess
 import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -22,7 +27,8 @@ REPO = Path(__file__).parents[1]
 BENCHMARKS = REPO / "kernels" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-from medrl_bench import heads, inputs, losses, machine, peer, plots, rows, tasks, timing  # noqa: E402
+import run  # noqa: E402
+from medrl_bench import heads, inputs, losses, machine, peer, plots, rows, summary, tasks, timing  # noqa: E402
 from medrl_bench.inputs import HeadCase, LossCase  # noqa: E402
 from medrl_bench.rows import Row  # noqa: E402
 from medrl_bench.session import Session  # noqa: E402
@@ -303,6 +309,103 @@ def test_nothing_starts_when_the_time_is_up() -> None:
     assert [left.why for left in here.left_out] == ["no time left"] * 4
 
 
+def test_a_slow_peer_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that takes longer than there is time is broken off; what was measured before it stays."""
+    right = losses.in_direction(losses.ours("reference"))
+
+    def slow(made: Any, backward: bool) -> peer.Outputs:
+        time.sleep(60)
+        return right(made, backward)
+
+    here = session(seconds=1.5)
+    quick = tasks.Task(op_with(peer.Peer("right", right)), LossCase(3, 4), True)
+    begin = time.monotonic()
+    assert [row.impl for row in here.run(quick)] == ["copy", "right"]
+    assert here.run(tasks.Task(op_with(peer.Peer("slow", slow)), LossCase(3, 4), True)) == []
+    assert time.monotonic() - begin < 10
+    assert [left.why for left in here.left_out] == ["the time was up while it ran"]
+
+
+def run_with(peers: tuple[peer.Peer, ...], folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """Exit code and words of the command with these implementations of one op."""
+    monkeypatch.setattr(run, "plan", lambda *args: [tasks.Task(op_with(*peers), LossCase(3, 4), True)])
+    with redirect_stdout(io.StringIO()) as said:
+        code = run.main(["--shapes", "tiny", "--minutes", "0.5", "--out", str(folder)])
+    return code, said.getvalue()
+
+
+def test_the_command_tells_red_rows_and_missed_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    right = losses.in_direction(losses.ours("reference"))
+
+    def wrong(made: Any, backward: bool) -> peer.Outputs:
+        return right(made, backward) | {"grad": torch.zeros(12)}
+
+    code, said = run_with((peer.Peer("reference", right),), tmp_path / "green", monkeypatch)
+    assert code == 0
+    assert "not measured: grpo_loss, forward+backward, fp32: reference's time at most 1 x trl eager's" in said
+    assert "no plot drawn" in said
+    code, said = run_with(
+        (peer.Peer("right", right), peer.Peer("wrong", wrong)), tmp_path / "red", monkeypatch
+    )
+    assert code == 1
+    assert "red: grad is off" in said
+
+
+def card(op: str, impl: str, direction: str, shape: str, case: str, ms: float, **more: Any) -> Row:
+    """A row of a card."""
+    more = {"dtype": "bf16", "peak_mib": 1000.0, "device": "card"} | more
+    return Row(op, impl, direction, case, shape, more.pop("dtype"), p50_ms=ms, p20_ms=ms, p80_ms=ms, **more)
+
+
+def test_figures_are_compared_with_the_rows() -> None:
+    head, both = "grouped_logp", "forward+backward"
+    found = [
+        card(head, "triton", both, summary.NARROW, "peaked", 7.1, peak_mib=60 + 4096 * 2560 * 6 / 2**20),
+        card(head, "trl tiles", both, summary.NARROW, "peaked", 10.0),
+        card(head, "unsloth", both, summary.NARROW, "peaked", 7.2),
+        card(head, "triton filtered", both, summary.NARROW, "peaked", 4.4),
+        card(head, "triton", "forward", summary.NARROW, "peaked", 3.0, ceiling_share=0.9),
+        card("grpo_loss", "triton", both, "B=64 T=512", "dapo, token level", 0.01, dtype="fp32", launches=2),
+        card("grpo_loss", "trl eager", both, "B=64 T=512", "dapo, token level", 0.2, dtype="fp32"),
+        card("grouped_logp+grpo_loss", "triton", both, "B=8 T=512 V=151936 D=2560",
+             "peaked, with entropy; grpo, token level", 9.0, peak_mib=90.0),
+        card("grouped_logp+grpo_loss", "liger fused", both, "B=8 T=512 V=151936 D=2560",
+             "peaked, with entropy; grpo, token level", 30.0, peak_mib=80.0),
+    ]  # fmt: skip
+    said = {finding.figure: (finding.verdict, finding.measured) for finding in summary.compare(found)}
+    narrow = "grouped_logp, forward+backward, N=4096 V=151936 D=2560, bf16, peaked: triton"
+    step = "grouped_logp+grpo_loss, forward+backward, B=8 T=512 V=151936 D=2560, bf16, peaked: triton"
+    loss = "grpo_loss, forward+backward, B=64 T=512, fp32, dapo, token level: triton"
+    assert said[f"{narrow}'s time at most 0.7 x trl tiles's"] == ("missed", pytest.approx(0.71))
+    assert said[f"{narrow}'s time at most 1 x unsloth's"][0] == "met"
+    assert said[f"{narrow} filtered's time at most 0.45 x trl tiles's"] == ("met", pytest.approx(0.44))
+    assert said[f"{narrow}'s MiB beyond u at most 300"] == ("met", pytest.approx(60.0))
+    assert said[f"{step}'s time at most 0.333333 x liger fused's"][0] == "met"
+    assert said[f"{step}'s MiB beyond u at most 1 x liger fused's"] == ("missed", pytest.approx(9 / 8))
+    assert said[f"{loss}'s time at most 0.1 x trl eager's"] == ("met", pytest.approx(0.05))
+    assert said[f"{loss}'s launches at most 2"] == ("met", 2.0)
+    assert sum(verdict == "not measured" for verdict, _ in said.values()) == len(said) - 9
+    red = summary.compare([replace(found[0], check="red: off"), *found[1:]])
+    first = {finding.figure: finding.verdict for finding in red}
+    assert first[f"{narrow}'s time at most 0.7 x trl tiles's"] == "not measured"
+
+
+def test_the_readme_shows_the_stored_cpu_rows() -> None:
+    """Its table is made of the CSV, and its plots are what is drawn from it."""
+    results = BENCHMARKS / "results"
+    known = rows.read(results / "cpu.csv")
+    readme = (REPO / "kernels" / "README.md").read_text(encoding="utf-8")
+    assert summary.markdown(known, "reference", summary.TRL_ON_CPU) in readme
+    for path in plots.draw(known, Path(tempfile.mkdtemp()), "cpu"):
+        stored = results / path.name
+        assert stored.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+        assert stored.stat().st_size < 60_000
+        assert f"](benchmarks/results/{path.name})" in readme
+
+
 def test_a_filter_may_drop_what_it_says_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "filter_eps", lambda dtype: 0.02)
     made = heads.OP.make(HeadCase(16, 64, 32, "fp32", "flat"), CPU)
@@ -313,7 +416,7 @@ def test_a_filter_may_drop_what_it_says_and_no_more(monkeypatch: pytest.MonkeyPa
         return (made.grad_N[:, None] * (own_NV - p_NV.masked_fill(p_NV < eps, 0))) @ made.weight_VD
 
     truth = heads.truth(made, True)
-    limits, extra = heads.allowed(made, True, truth), heads.slack(made, truth)
+    limits, extra = heads.allowed(made, True, truth), heads.slack(made, truth, math.inf)
     assert extra["logp"] == 0
     limits = {name: limits[name] + extra[name] for name in limits}
     assert peer.judge(truth | {"grad": dropping(0.02)}, truth, limits).check == "ok"
@@ -322,8 +425,37 @@ def test_a_filter_may_drop_what_it_says_and_no_more(monkeypatch: pytest.MonkeyPa
     assert peer.judge(truth | {"grad": dropping(0.02)}, truth, strict).check.startswith("red")
 
 
+@pytest.mark.parametrize("policy", ["peaked", "flat"])
+def test_a_filter_that_drops_everything_is_wrong(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where every probability is below eps, and the bound on them all is more than the gradient."""
+    monkeypatch.setattr(heads, "filter_eps", lambda dtype: 0.1)
+    made = heads.OP.make(HeadCase(16, 64, 32, "fp32", policy), CPU)
+    truth = heads.truth(made, True)
+    allowed = heads.allowed(made, True, truth)
+    for drops in (math.inf, 16.0):
+        extra = heads.slack(made, truth, drops)
+        limits = {name: allowed[name] + extra[name] for name in allowed}
+        nothing = truth | {"grad": torch.zeros_like(truth["grad"])}
+        assert peer.judge(nothing, truth, limits).check.startswith("red: grad is off by")
+
+
+def test_a_filter_with_a_bound_on_the_sum_may_drop_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "filter_eps", lambda dtype: 2e-3)
+    made = heads.OP.make(HeadCase(16, 1024, 32, "fp32", "flat"), CPU)
+    truth = heads.truth(made, True)
+    bounded, free = (heads.slack(made, truth, drops)["grad"] for drops in (16.0, math.inf))
+    longest = float(made.weight_VD.norm(dim=1).max())
+    assert bounded == pytest.approx(
+        16 * 2e-3 * float(made.grad_N.norm()) * longest / float(truth["grad"].norm()), rel=1e-5
+    )
+    assert bounded < free / 10
+    assert {one.name: one.drops for one in heads.PEERS if one.drops} == {
+        "triton filtered": 16.0,
+        "cce": math.inf,
+    }
+
+
 def test_plots_show_green_times_of_the_latest_rows(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     other = replace(GREEN, impl="trl eager", p50_ms=6.25, p20_ms=6.0, p80_ms=7.0)
     alone = replace(GREEN, direction="forward+backward")
     panels = plots.comparisons([other, GREEN, RED, alone])
@@ -334,6 +466,11 @@ def test_plots_show_green_times_of_the_latest_rows(tmp_path: Path) -> None:
     assert path == tmp_path / "card-grpo_loss.svg"
     first = path.read_bytes()
     assert b"<svg" in first
+    drawn = ElementTree.fromstring(first)
+    (ours, theirs) = (x for x in drawn.iter("{http://www.w3.org/2000/svg}rect") if x.get("height") == "14")
+    assert (ours.get("fill"), theirs.get("fill")) == (plots.OURS, plots.PEERS)
+    assert float(theirs.get("width", 0)) / float(ours.get("width", 0)) == pytest.approx(6.25 / 1.5, rel=2e-3)
+    assert {"triton", "trl eager", "1.5 ms", "6.25 ms"} <= set(drawn.itertext())
     assert plots.draw([GREEN, other], tmp_path, "card") == [path]
     assert path.read_bytes() == first
     assert plots.draw([GREEN], tmp_path, "alone") == []

@@ -6,6 +6,8 @@ import ast
 import inspect
 import logging
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from medrl_kernels import GroupedLogp, dispatch, grouped_logp, reference
+from medrl_kernels import GroupedLogp, configs, dispatch, grouped_logp, reference
 
 F64 = torch.float64
 
@@ -269,6 +271,19 @@ def test_not_a_number_reaches_the_output(bad: float) -> None:
     assert out.entropy_N[[0, 2]].isfinite().all()
 
 
+@pytest.mark.parametrize("width", [1, 127, 128, 129, 256, 300])
+def test_the_largest_logit_is_found_wherever_it_is(width: int) -> None:
+    for place in {0, width // 2, width - 1, max(width - 2, 0)}:
+        for value in (3.0, math.inf, math.nan):
+            logit = torch.randn(2, width).clamp(max=2)
+            logit[1, place] = value
+            peak, top = reference.largest(logit)
+            assert (peak[0], top[0]) == (logit[0].max(), logit[0].argmax())
+            assert torch.equal(peak[1], torch.tensor([value])) or (peak[1].isnan() and math.isnan(value))
+            assert top[1] == place
+    assert reference.largest(torch.full((1, width), -math.inf))[0] == -math.inf
+
+
 def test_an_infinite_logit_is_not_a_certain_answer() -> None:
     bias = torch.tensor([0.0, math.inf, 0.0])
     args = (torch.ones(3, 2), torch.ones(3, 2), torch.tensor([0, 1, 2]))
@@ -343,7 +358,9 @@ HIDDEN, WEIGHT, TARGET = torch.zeros(3, 2), torch.zeros(4, 2), torch.zeros(3, dt
     ("change", "message"),
     [
         ({"hidden_SD": torch.zeros(3)}, r"hidden_SD must have 2 dimension\(s\), got shape \(3,\)"),
-        ({"hidden_SD": torch.zeros(3, 2).int()}, "hidden_SD must be floating point, got torch.int32"),
+        ({"hidden_SD": torch.zeros(3, 2).int()}, r"hidden_SD must be floating point \(.*\), got torch.int32"),
+        ({"hidden_SD": HIDDEN.to(torch.float8_e5m2)}, "hidden_SD must be floating .* torch.float8_e5m2"),
+        ({"weight_VD": WEIGHT.to(torch.float8_e5m2)}, "weight_VD must be floating .* torch.float8_e5m2"),
         ({"hidden_SD": torch.zeros(3, 5)}, r"D must agree: hidden_SD is \(3, 5\), weight_VD is \(4, 2\)"),
         ({"weight_VD": torch.zeros(4, 2, 1)}, r"weight_VD must have 2 dimension"),
         ({"weight_VD": torch.zeros(0, 2)}, "the vocabulary is empty"),
@@ -417,6 +434,59 @@ def test_triton_runs_on_cards_and_elsewhere_only_in_the_interpreter(monkeypatch:
     with pytest.raises(ValueError, match="triton is not installed"):
         dispatch.choose_impl("op c", "triton", "cuda", half, 90)
     assert dispatch.choose_impl("op c", "auto", "cuda", half, 90) == "reference"
+
+
+def test_a_filter_that_leaves_nothing_out_is_said_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["medrl_kernels.grouped_logp"]
+    dispatch.note_no_filter.cache_clear()
+    for _ in range(2):
+        grouped_logp(HIDDEN, WEIGHT, TARGET, filter_eps=0.1, impl="reference")
+        grouped_logp(HIDDEN, WEIGHT, TARGET, impl="reference")
+    grouped_logp(HIDDEN, WEIGHT, TARGET, filter_eps=0.1, impl="triton")  # the interpreter has blocks
+    monkeypatch.setattr(module, "logp_config", lambda capability: configs.logp_config(75))
+    grouped_logp(HIDDEN, WEIGHT, TARGET, filter_eps=0.1, impl="triton")
+    said = "grouped_logp: filter_eps leaves nothing out of the gradient here: "
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        said + "the reference has no blocks to leave out",
+        said + "Triton multiplies without tensor cores before compute capability 8.0",
+    ]
+
+
+WITHOUT_TRITON = """
+import importlib.abc, sys
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "triton":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+sys.meta_path.insert(0, Refuse())
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "triton" else find(name, package)
+import torch
+from medrl_kernels import grouped_logp, grpo_loss
+hidden = torch.ones(3, 2, requires_grad=True)
+logp, _ = grouped_logp(hidden, torch.eye(4, 2), torch.tensor([0, 1, 2]))
+loss, _ = grpo_loss(logp, None, torch.ones(1), torch.tensor([3]))
+loss.backward()
+assert bool(hidden.grad.abs().sum() > 0)
+assert not [name for name in sys.modules if name.partition(".")[0] == "triton"]
+try:
+    grouped_logp(hidden, torch.eye(4, 2), torch.tensor([0, 1, 2]), impl="triton")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_without_triton_everything_but_triton_runs() -> None:
+    kernels = str(Path(reference.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRITON], env=os.environ | {"PYTHONPATH": kernels},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "impl='triton' cannot run here: triton is not installed" in done.stdout
 
 
 def test_public_op_has_the_signature_of_the_reference() -> None:

@@ -5,7 +5,12 @@ Tiles are 64 columns wide here, so a vocabulary of 150 needs three and the last 
 
 from __future__ import annotations
 
+import ast
+import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import pytest
@@ -16,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from medrl_kernels import grouped_logp, grouped_logp_triton
-from medrl_kernels.configs import FILTER_MASS
+from medrl_kernels.configs import ARCHITECTURES, FILTER_MASS
 
 EPS = {torch.float32: 2**-23, torch.float16: 2**-10}
 
@@ -406,6 +411,7 @@ def test_filter_drops_no_more_than_it_may(eps: float, policy: str) -> None:
     """A row of dh misses at most 16 eps times its incoming gradient and the head's longest row: by proof."""
     p = peaked(33, 300, 32)
     p["hidden"] *= {"peaked": 1.6, "flat": 0.05}[policy]
+    p["weight"] += 1.0  # in common, so that it changes no probability, and E is as long as a row of W
     exact = naive64(p, head=False, bias=False, entropy=False)
     ours = kernel(p, head=False, bias=False, entropy=False, filter_eps=eps)
     torch.testing.assert_close(ours[0].double(), exact[0], rtol=1e-5, atol=1e-6)
@@ -529,3 +535,66 @@ def test_strided_inputs_are_read_as_they_lie() -> None:
     (out.logp_N * p["up"][0]).sum().backward()
     torch.testing.assert_close(out.logp_N, expected[0])
     torch.testing.assert_close(hidden.grad, expected[2])
+
+
+def test_launches_say_how_many_warps_and_stages() -> None:
+    """Triton's own default of three stages is not what is compiled ahead of time."""
+    launches = [
+        call
+        for call in ast.walk(ast.parse(inspect.getsource(grouped_logp_triton)))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Subscript)
+        and ast.unparse(call.func.value).endswith("_kernel")
+    ]  # fmt: skip
+    assert len(launches) == 7
+    for call in launches:
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        filtered = ast.unparse(call.func).startswith("_live_blocks_kernel")
+        assert given["num_stages"] == ("config.filter_stages" if filtered else "NUM_STAGES")
+        assert "num_warps" in given
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_what_is_shipped_covers_every_option_and_dtype(arch: int) -> None:
+    found = grouped_logp_triton.compilations(arch)
+    assert len({c.name for c in found}) == len(found)
+    assert {c.num_stages for c in found if c.fn is not grouped_logp_triton._live_blocks_kernel} == {2}
+    folds = [c for c in found if c.fn is grouped_logp_triton._fold_kernel]
+    flags = {tuple(c.constexprs[k] for k in ("SOFTCAP", "ENTROPY", "PARTS", "FILTER")) for c in folds}
+    filtered = [False] if arch == 75 else [False, True]
+    wanted = {(x, x, True, f) for x, f in product((False, True), filtered)}
+    assert wanted | {(False, True, True, False), (False, False, False, False)} <= flags
+    assert {(x, y, False, False) for x, y in ((True, True), (False, True))} <= flags
+    dtypes = {"fp16", "fp32"} if arch < 80 else {"bf16", "fp16", "fp32"}
+    for kernel_of, states in ((grouped_logp_triton._pivot_kernel, "hidden_ptr"),
+                              (grouped_logp_triton._gather_kernel, "grad_ptr")):  # fmt: skip
+        pairs = {(c.signature[states], c.signature["weight_ptr"]) for c in found if c.fn is kernel_of}
+        assert pairs == {(f"*{x}", f"*{y}") for x, y in product(dtypes, dtypes)}
+    dlogits = [c.constexprs for c in found if c.fn is grouped_logp_triton._dlogit_kernel]
+    assert {(c["SOFTCAP"], c["ENTROPY"]) for c in dlogits} == {(True, True), (False, True), (False, False)}
+
+
+def test_kernels_run_on_the_card_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward: a launch goes to the current card, which need not be the tensors'."""
+    entered: list[bool] = []
+    launches: list[bool] = []
+
+    @contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        entered.append(True)
+        yield
+        entered.pop()
+
+    class Spy:
+        def __init__(self, name: str) -> None:
+            self.real = getattr(grouped_logp_triton, name)
+
+        def __getitem__(self, grid: Any) -> Any:
+            launches.append(bool(entered))
+            return self.real[grid]
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    for name in ("_pivot_kernel", "_fold_kernel", "_finish_kernel", "_coefficient_kernel", "_gather_kernel"):
+        monkeypatch.setattr(grouped_logp_triton, name, Spy(name))
+    kernel(problem(3, None, 70, 8, torch.float32), head=False, bias=False, entropy=False)
+    assert len(launches) == 6  # the vocabulary takes two tiles
+    assert all(launches)

@@ -18,12 +18,13 @@ import torch
 import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_options import heard
 from torch import Tensor
 from triton.runtime import interpreter
 
 from medrl_kernels import grpo_loss, grpo_loss_triton, reference
 from medrl_kernels.configs import ARCHITECTURES
-from medrl_kernels.dispatch import CLIPPED_LOSSES, IMPORTANCE_SAMPLING_MODES, LOSS_TYPES
+from medrl_kernels.dispatch import IMPORTANCE_SAMPLING_MODES, LOSS_TYPES, OWN_OPTIONS
 
 # NumPy's, in the interpreter: the kernels let NaN and Inf through on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
@@ -79,7 +80,7 @@ def of_token(call: dict[str, Any], seed: int = 1) -> dict[str, Any]:
 def run(op: Any, call: dict[str, Any], **options: Any) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
     """Loss, its gradients times 3 with respect to logp and entropy, and metrics."""
     leaves = {name: call[name].detach().clone().requires_grad_() for name in ("logp_N", "entropy_N")}
-    out = op(**call | options | leaves)
+    out = op(**heard(call | options) | leaves)
     grads = torch.autograd.grad(
         out.loss, list(leaves.values()), torch.tensor(3.0), allow_unused=True, materialize_grads=True
     )
@@ -146,8 +147,7 @@ for mode in IMPORTANCE_SAMPLING_MODES:
 def fits(loss_type: str, options: dict[str, Any]) -> bool:
     """False for what the door refuses."""
     sequence_weights = str(options.get("importance_sampling_mode")).startswith("sequence")
-    has_delta = options.get("delta") is not None
-    return not (loss_type == "vespo" and sequence_weights) and (loss_type in CLIPPED_LOSSES or not has_delta)
+    return not (loss_type == "vespo" and sequence_weights)
 
 
 # bnpo, dr_grpo and luspo differ from dapo in their divisor alone.
@@ -408,7 +408,7 @@ def test_float64_goes_to_the_reference() -> None:
 DEFAULTS = {name: x.default for name, x in inspect.signature(reference.grpo_loss).parameters.items()}
 BAD = [
     ({"logp_N": torch.zeros(5, 1)}, r"logp_N must have 1 dimension\(s\), got shape \(5, 1\)"),
-    ({"logp_N": torch.zeros(5).int()}, "logp_N must be floating point, got torch.int32"),
+    ({"logp_N": torch.zeros(5).int()}, "logp_N must be floating point .*, got torch.int32"),
     ({"old_logp_N": torch.zeros(4)}, r"old_logp_N must have one entry per trained token \(5\), got 4"),
     ({"ref_logp_N": torch.zeros(5, device="meta")}, "ref_logp_N is on meta, the others are on cpu"),
     ({"length_B": torch.tensor([3, 3])}, "length_B adds up to 6, but logp_N has 5 entries"),
@@ -419,7 +419,32 @@ BAD = [
     ({"loss_type": "ppo"}, "loss_type must be one of grpo, bnpo, .*, got 'ppo'"),
     ({"importance_sampling_level": "word"}, "importance_sampling_level must be one of token, sequence"),
     ({"epsilon": -0.1}, r"epsilon must be finite and in \[0, inf\], got -0.1"),
-    ({"delta": 2.0, "loss_type": "sapo"}, "sapo has no delta, got 2.0"),
+    ({"delta": 2.0, "loss_type": "sapo"}, "sapo has no delta, got 2.0: leave it None"),
+    ({"delta": 2.0, "loss_type": "cispo"}, "cispo has no delta, got 2.0"),
+    ({"epsilon": 0.3, "loss_type": "sapo"}, "sapo has no epsilon, got 0.3: leave it 0.2"),
+    ({"epsilon_high": 0.3, "loss_type": "vespo"}, "vespo has no epsilon_high, got 0.3: leave it None"),
+    ({"sapo_temperature_pos": 2.0}, "dapo has no sapo_temperature_pos, got 2.0: leave it 1.0"),
+    ({"vespo_k_neg": 1, "loss_type": "sapo"}, "sapo has no vespo_k_neg, got 1: leave it 3.0"),
+    ({"max_completion_length": -3}, r"max_completion_length must be finite and in \[1, inf\], got -3"),
+    ({"max_completion_length": "a"}, "max_completion_length must be a number, got 'a'"),
+    ({"num_items_in_batch": -5}, r"num_items_in_batch must be finite and in \[0, inf\], got -5"),
+    ({"num_items_in_batch": torch.tensor(-5)}, "num_items_in_batch must be finite"),
+    (
+        {"num_items_in_batch": torch.tensor([5, 6])},
+        "num_items_in_batch must be one number, got a tensor of sh",
+    ),
+    ({"num_processes": math.nan}, "num_processes must be at least 1, got nan"),
+    ({"epsilon": None}, "epsilon must be a number, got None"),
+    ({"top_entropy_quantile": None}, "top_entropy_quantile must be a number, got None"),
+    ({"beta": None}, "beta must be a number, got None"),
+    ({"vespo_k_pos": None, "loss_type": "vespo"}, "vespo_k_pos must be a number, got None"),
+    ({"length_B": [3, 2]}, "length_B must be a tensor, got list"),
+    ({"advantage_B": [0.5, 2.0]}, "advantage_B must be a tensor, got list"),
+    ({"ref_logp_N": [0.0] * 5}, "ref_logp_N must be a tensor, got list"),
+    (
+        {"logp_N": torch.zeros(5).to(torch.float8_e4m3fn)},
+        "logp_N must be floating point .* got torch.float8_e4m3fn",
+    ),
     ({"beta": 0.1, "ref_logp_N": None}, "beta=0.1 needs ref_logp_N, got None"),
     ({"loss_type": "dr_grpo", "max_completion_length": None}, "dr_grpo needs max_completion_length >= 1"),
     ({"gradient_accumulation_steps": 2, "num_items_in_batch": None}, "needs num_items_in_batch, got None"),
@@ -443,6 +468,14 @@ def test_bad_arguments_are_refused_before_any_launch(
         grpo_loss_triton.grpo_loss(**call)
     with pytest.raises(ValueError, match=message):
         reference.grpo_loss(**call)
+
+
+def test_values_that_a_loss_type_has_not_may_stand_at_their_defaults() -> None:
+    """A trainer may hand over all of them, and `epsilon_high` as TRL resolves it."""
+    for loss_type in LOSS_TYPES:
+        options = {name: x for own in OWN_OPTIONS.values() for name, x in own.items()} | {"epsilon_high": 0.2}
+        assert_same(packed([3, 2]), {"loss_type": loss_type})
+        kernel(**packed([3, 2]) | options | {"loss_type": loss_type})
 
 
 def test_signature_is_the_references() -> None:

@@ -50,6 +50,27 @@ def test_the_configs_are_trls_and_checked(tmp_path: Path) -> None:
             GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_type": "sapo", "epsilon": 0.3}, "epsilon=0.3: loss_type='sapo' has no epsilon; leave it 0.2"),
+        (
+            {"loss_type": "vespo", "epsilon_high": 0.3},
+            "epsilon_high=0.3: loss_type='vespo' has no epsilon_high",
+        ),
+        ({"loss_type": "cispo", "delta": 2.0}, "delta=2.0: loss_type='cispo' has no delta; leave it None"),
+        ({"sapo_temperature_pos": 2.0}, "sapo_temperature_pos=2.0: loss_type='dapo' has no sapo_temp"),
+        ({"vespo_k_pos": 1.0, "loss_type": "grpo"}, "vespo_k_pos=1.0: loss_type='grpo' has no vespo_k_pos"),
+    ],
+    ids=lambda x: ",".join(x) if isinstance(x, dict) else "",
+)
+def test_options_of_other_loss_types_are_refused_at_once(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        trainer_of(tmp_path, **options)
+
+
 @pytest.mark.parametrize("make", [trainer_of, sft_trainer_of])
 def test_packing_that_is_demanded_but_impossible_is_refused_at_once(make: Any, tmp_path: Path) -> None:
     model = tiny.with_lora(tiny.loaded().model)

@@ -4,7 +4,8 @@ python kernels/benchmarks/run.py                              # full shapes on a
 CPU python kernels/benchmarks/run.py --ops grpo_loss --minutes 2
 
 An implementation is checked against the reference before it is timed; one that is wrong gets a row that says
-so and no time. Ends inside --minutes, and says what was left out. kernels/README.md says what a row means.
+so and no time, and the command ends with 1. Ends inside --minutes, says what was left out, and which of the
+project's figures the rows meet. kernels/README.md says what a row means.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import torch  # noqa: E402
-from medrl_bench import machine, plots, rows  # noqa: E402
+from medrl_bench import machine, plots, rows, summary  # noqa: E402
 from medrl_bench.session import Session  # noqa: E402
 from medrl_bench.tasks import OPS, SHAPES, Task, plan  # noqa: E402
 from medrl_bench.timing import Budget  # noqa: E402
 
 HERE = Path(__file__).parent
-RESERVE_S = 15  # for the plots, and for a last repeat that is under way when the time is up
+RESERVE_S = 15  # for the plots, and for a call under way when the time is up, which ends first
 BOX_S = {"tiny": 0.01, "small": 1.0, "full": 0.7}
 
 
@@ -82,17 +83,19 @@ def main(line: list[str] | None = None) -> int:
     session = Session(device, budget, BOX_S[shapes], stamp)
     path = args.out / f"{stem(device, shapes)}.csv"
     run_all(session, tasks, path, quiet=args.json)
-    drawn = plots.draw(rows.read(path), args.out, path.stem) if path.exists() else []
-    tell(session, [path, *drawn], as_json=args.json)
-    return 0
+    known = rows.read(path) if path.exists() else []
+    drawn = plots.draw(known, args.out, path.stem)
+    tell(session, [path, *drawn] if known else [], summary.compare(known), as_json=args.json)
+    return int(any(not row.check.startswith(rows.GREEN) for row in session.rows))
 
 
-def tell(session: Session, written: list[Path], as_json: bool) -> None:
-    """What was measured (as JSON only: the table has been printed), what was left out, and what was
-    written."""
+def tell(session: Session, written: list[Path], findings: list[summary.Finding], as_json: bool) -> None:
+    """What was measured (as JSON only: the table has been printed), what was left out, which figures the rows
+    of this device meet, and what was written."""
     if as_json:
         left_out = [left._asdict() for left in session.left_out]
         found = {"rows": [asdict(row) for row in session.rows], "left_out": left_out}
+        found["figures"] = [finding._asdict() for finding in findings]
         print(json.dumps(found | {"files": [str(path) for path in written]}, indent=1))
         return
     absent = Counter((left.impl, left.why) for left in session.left_out if left.impl)
@@ -101,8 +104,11 @@ def tell(session: Session, written: list[Path], as_json: bool) -> None:
     for left in session.left_out:
         if not left.impl:
             print(f"left out: {left.task}: {left.why}")
+    print("\n".join(summary.told(findings)))
     for path in written:
         print(f"wrote {path}")
+    if not any(path.suffix == ".svg" for path in written):
+        print("no plot drawn: there are no two green times of the same thing")
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ GROUPED_LOGP = {
     80: LogpConfig(1024, 8192, 16, 128, 64, 128, 8, 3),
     86: LogpConfig(512, 8192, 16, 128, 64, 128, 8, 2),
     90: LogpConfig(1024, 8192, 16, 128, 64, 128, 8, 3),
+    100: LogpConfig(1024, 8192, 32, 128, 64, 128, 8, 3),  # with 16 warps ptxas spills to fit one program more
     120: LogpConfig(512, 8192, 16, 128, 64, 128, 8, 2),
 }
 INTERPRETED = LogpConfig(32, 64, 4, 16, 16, 16, 4, 1)  # the interpreter runs programs one by one: small ones

@@ -13,6 +13,7 @@ import os
 from collections.abc import Collection
 from numbers import Real
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +22,18 @@ IGNORE_INDEX = -100
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 WINDOW_LOSSES = ("dapo", "cispo", "vespo")  # divided by the trained tokens of one accumulation window
 LOSS_TYPES = (*CLIPPED_LOSSES, "cispo", "sapo", "vespo")
+# Options that some loss types have, with TRL's defaults. Another value would change nothing, unseen, in a
+# loss type without the option.
+RATIO_BOUNDS = {"epsilon": 0.2, "epsilon_high": None}
+OWN_OPTIONS = {loss_type: RATIO_BOUNDS | {"delta": None} for loss_type in CLIPPED_LOSSES} | {
+    "cispo": RATIO_BOUNDS,
+    "sapo": {"sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05},
+    "vespo": {"vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0},
+}
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
 IMPORTANCE_SAMPLING_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 IMPLS = ("auto", "reference", "triton")
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 logger = logging.getLogger("medrl_kernels")
 
@@ -47,6 +57,12 @@ def choose_impl(
     why = f", because {obstacle}" if impl == "auto" and obstacle else ""
     logger.info("%s on %s, %s: %s implementation (impl=%r%s)", op, device_type, dtype, chosen, impl, why)
     return chosen
+
+
+@functools.cache
+def note_no_filter(op: str, why: str) -> None:
+    """Says once that `filter_eps` leaves nothing out here."""
+    logger.warning("%s: filter_eps leaves nothing out of the gradient here: %s", op, why)
 
 
 def triton_obstacle(device_type: str, dtype: torch.dtype, capability: int | None) -> str | None:
@@ -89,11 +105,16 @@ def check_number(name: str, value: object) -> None:
     require(value is None or real, f"{name} must be a number, got {value!r}")
 
 
-def check_interval(name: str, value: float | None, low: float, high: float = math.inf) -> None:
+def check_interval(name: str, value: Any, low: float, high: float = math.inf) -> None:
     """ValueError unless `value` is None or a finite number of [low, high]."""
     check_number(name, value)
     inside = value is None or (low <= value <= high and math.isfinite(value))
     require(inside, f"{name} must be finite and in [{low}, {high}], got {value}")
+
+
+def check_given(name: str, value: object) -> None:
+    """ValueError if an option that has no off is None."""
+    require(value is not None, f"{name} must be a number, got None")
 
 
 def check_positive(name: str, value: float | None) -> None:
@@ -107,6 +128,14 @@ def check_is_tensor(name: str, tensor: object) -> None:
     require(isinstance(tensor, Tensor), f"{name} must be a tensor, got {type(tensor).__name__}")
 
 
+def check_floating(name: str, tensor: object) -> None:
+    """ValueError unless it is a tensor of a dtype that the ops compute with."""
+    check_is_tensor(name, tensor)
+    assert isinstance(tensor, Tensor)
+    known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
+    require(tensor.dtype in FLOATING, f"{name} must be floating point ({known}), got {tensor.dtype}")
+
+
 def check_tensor(
     name: str, tensor: Tensor, dims: int, device: torch.device, *, integer: bool = False
 ) -> None:
@@ -115,8 +144,10 @@ def check_tensor(
     check_is_tensor(name, tensor)
     require(tensor.dim() == dims, f"{name} must have {dims} dimension(s), got shape {tuple(tensor.shape)}")
     require(tensor.device == device, f"{name} is on {tensor.device}, the others are on {device}")
-    fits = tensor.dtype in (torch.int32, torch.int64) if integer else tensor.is_floating_point()
-    require(fits, f"{name} must be {'int32 or int64' if integer else 'floating point'}, got {tensor.dtype}")
+    if not integer:
+        return check_floating(name, tensor)
+    fits = tensor.dtype in (torch.int32, torch.int64)
+    require(fits, f"{name} must be int32 or int64, got {tensor.dtype}")
 
 
 def check_length(name: str, tensor: Tensor, length: int, of_what: str) -> None:
@@ -144,7 +175,7 @@ def check_grouped_logp(call: SimpleNamespace) -> None:
         check_length("bias_V", call.bias_V, vocabulary, "vocabulary entry")
     check_targets(call.target_N, call.source_N, states, vocabulary, hidden_SD.device)
     for name in ("temperature", "logit_scale", "filter_eps"):
-        require(getattr(call, name) is not None, f"{name} must be a number, got None")
+        check_given(name, getattr(call, name))
         check_number(name, getattr(call, name))
     check_positive("temperature", call.temperature)
     check_positive("abs(logit_scale)", abs(call.logit_scale))
@@ -214,6 +245,9 @@ def check_packed(call: SimpleNamespace) -> None:
 
 def check_bounds(call: SimpleNamespace) -> None:
     """ValueError unless every number lies where its formula makes sense."""
+    vespo = tuple(OWN_OPTIONS["vespo"])
+    for name in ("epsilon", "top_entropy_quantile", "beta", "entropy_coef", *OWN_OPTIONS["sapo"], *vespo):
+        check_given(name, getattr(call, name))
     check_interval("epsilon", call.epsilon, 0)
     check_interval("epsilon_high", call.epsilon_high, 0)
     check_interval("top_entropy_quantile", call.top_entropy_quantile, 0, 1)
@@ -228,18 +262,22 @@ def check_bounds(call: SimpleNamespace) -> None:
         )
     check_positive("sapo_temperature_pos", call.sapo_temperature_pos)
     check_positive("sapo_temperature_neg", call.sapo_temperature_neg)
-    for name in (
-        "beta",
-        "entropy_coef",
-        *(f"vespo_{x}_{sign}" for x in ("k", "lambda") for sign in ("pos", "neg")),
-    ):
+    for name in ("beta", "entropy_coef", *vespo):
         check_interval(name, getattr(call, name), -math.inf)
+
+
+def foreign_options(loss_type: str) -> dict[str, float | None]:
+    """The options, with their defaults, that other loss types have and this one has not."""
+    every = {name: default for own in OWN_OPTIONS.values() for name, default in own.items()}
+    return {name: default for name, default in every.items() if name not in OWN_OPTIONS[loss_type]}
 
 
 def check_needs(call: SimpleNamespace) -> None:
     """ValueError if an option is switched on that the loss type lacks, or whose tensor is missing."""
-    if call.loss_type not in CLIPPED_LOSSES:
-        require(call.delta is None, f"{call.loss_type} has no delta, got {call.delta}: leave it None")
+    for name, default in foreign_options(call.loss_type).items():
+        given = getattr(call, name)
+        unused = given == default or (name == "epsilon_high" and given == RATIO_BOUNDS["epsilon"])
+        require(unused, f"{call.loss_type} has no {name}, got {given}: leave it {default}")
     mode = call.importance_sampling_mode
     if call.loss_type == "vespo" and call.importance_sampling_correction:
         require(mode.startswith("token"), f"vespo needs a token_* importance_sampling_mode, got {mode!r}")
@@ -255,18 +293,27 @@ def check_needs(call: SimpleNamespace) -> None:
 def check_counts(call: SimpleNamespace) -> None:
     """ValueError unless the reduction of the loss type knows what to divide by."""
     names = ("num_processes", "gradient_accumulation_steps", "steps_per_generation")
-    items = call.num_items_in_batch
-    if not isinstance(items, Tensor):
-        check_interval("num_items_in_batch", items, 0)
-    elif not items.is_cuda:  # on a card it would be waited for
-        check_interval("num_items_in_batch", items.item(), 0)
+    check_items(call.num_items_in_batch)
     for name in names:
         check_number(name, getattr(call, name))
-        require(getattr(call, name) is not None, f"{name} must be at least 1, got None")
-        require(getattr(call, name) >= 1, f"{name} must be at least 1, got {getattr(call, name)}")
+        given = getattr(call, name)
+        require(given is not None and 1 <= given < math.inf, f"{name} must be at least 1, got {given}")
+    check_interval("max_completion_length", call.max_completion_length, 1)
     if call.loss_type == "dr_grpo":
         given = call.max_completion_length
-        require(given is not None and given >= 1, f"dr_grpo needs max_completion_length >= 1, got {given}")
+        require(given is not None, f"dr_grpo needs max_completion_length >= 1, got {given}")
     if call.loss_type in WINDOW_LOSSES and call.num_items_in_batch is None:
         alone = all(getattr(call, name) == 1 for name in names)
         require(alone, f"{call.loss_type} over several steps or processes needs num_items_in_batch, got None")
+
+
+def check_items(items: object) -> None:
+    """ValueError unless num_items_in_batch is None, a number, or a tensor of one; on a card its value is not
+    looked at, which would wait for it: the ops take 1 for anything less."""
+    if not isinstance(items, Tensor):
+        return check_interval("num_items_in_batch", items, 0)
+    shape = tuple(items.shape)
+    require(items.numel() == 1, f"num_items_in_batch must be one number, got a tensor of shape {shape}")
+    if items.device.type == "cpu":
+        check_interval("num_items_in_batch", items.item(), 0)
+    return None

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from medrl_kernels import reference
-from medrl_kernels.dispatch import capability_of, check_grouped_logp, check_is_tensor, choose_impl
+from medrl_kernels.configs import logp_config
+from medrl_kernels.dispatch import (
+    capability_of,
+    check_floating,
+    check_grouped_logp,
+    choose_impl,
+    note_no_filter,
+)
 from medrl_kernels.reference import GroupedLogp
 
 
@@ -33,16 +40,25 @@ def grouped_logp(
     """`reference.grouped_logp` by the implementation that `impl` names; formulas and errors stand there.
 
     impl: "reference", "triton" (ValueError where it cannot run) or "auto": Triton on CUDA, else the
-    reference. `chunk_size` is the reference's; `filter_eps` matters to Triton alone.
+    reference. `chunk_size` is the reference's; `filter_eps` matters to Triton from compute capability 8.0 on:
+    elsewhere a warning says once that it leaves nothing out.
     """
     options = {name: value for name, value in locals().items() if name != "impl"}
-    check_is_tensor("hidden_SD", hidden_SD)
-    check_is_tensor("weight_VD", weight_VD)
-    dtype = torch.promote_types(hidden_SD.dtype, weight_VD.dtype)
-    if choose_impl("grouped_logp", impl, hidden_SD.device.type, dtype, capability_of(hidden_SD)) == "triton":
-        check_grouped_logp(SimpleNamespace(**options))
-        from medrl_kernels import grouped_logp_triton
+    check_floating("hidden_SD", hidden_SD)
+    check_floating("weight_VD", weight_VD)
+    dtype, capability = torch.promote_types(hidden_SD.dtype, weight_VD.dtype), capability_of(hidden_SD)
+    chosen = choose_impl("grouped_logp", impl, hidden_SD.device.type, dtype, capability)
+    check_grouped_logp(SimpleNamespace(**options))
+    if filter_eps > 0:
+        if chosen == "reference":
+            note_no_filter("grouped_logp", "the reference has no blocks to leave out")
+        elif logp_config(capability).filter_rows == 0:
+            note_no_filter(
+                "grouped_logp", "Triton multiplies without tensor cores before compute capability 8.0"
+            )
+    if chosen == "reference":
+        return reference.grouped_logp(**options)
+    from medrl_kernels import grouped_logp_triton
 
-        del options["chunk_size"]
-        return grouped_logp_triton.grouped_logp(**options)
-    return reference.grouped_logp(**options)
+    del options["chunk_size"]
+    return grouped_logp_triton.grouped_logp(**options)

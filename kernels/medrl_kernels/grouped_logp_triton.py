@@ -46,7 +46,11 @@ from medrl_kernels.reference import GroupedLogp
 
 LOWEST = -3.0e38
 SLACK = tl.constexpr(8.0)  # a tile may rise this far over the row's reference before the row is rescaled
-PIVOT_D = (512, 1024)  # dimensions at a time, of 16-bit and of fp32 states: what spills nothing on any card
+PIVOT_D = {
+    2: 512,
+    4: 1024,
+    0: 256,
+}  # dimensions at a time, of so many bytes (0: states and head differ): no spills
 NUM_STAGES = 2  # of every kernel but the filtered product: none of the others has a loop of matrix products
 HALF_SCALE = 16.0  # on fp16 weights: e^SLACK times it is below 65504, and small ones stay normal numbers
 
@@ -456,7 +460,8 @@ def find_pivots(
         targets.state_U, targets.start_U1, targets.target_K, logit_K, f_K, pivot_U, peak_U,
         hidden_SD.stride(0), weight_VD.stride(0), hidden_SD.shape[1], *shape[:3],
         HAS_BIAS=bias_V is not None, SOFTCAP=shape.softcapped,
-        BLOCK_D=PIVOT_D[hidden_SD.dtype == torch.float32], num_warps=8, num_stages=NUM_STAGES,
+        BLOCK_D=PIVOT_D[hidden_SD.element_size() if hidden_SD.dtype == weight_VD.dtype else 0], num_warps=8,
+        num_stages=NUM_STAGES,
     )  # fmt: skip
     top_U = torch.full_like(peak_U, LOWEST)
     return Rows(pivot_U, peak_U, top_U, torch.zeros_like(peak_U), torch.zeros_like(peak_U), logit_K, f_K)
@@ -609,59 +614,64 @@ class _GroupedLogp(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, up_N: Tensor | None, up_entropy_N: Tensor | None) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 6
-        if ctx.empty or (up_N is None and up_entropy_N is None):
-            grads = [
-                torch.zeros_like(x) if need and x is not None else None
-                for x, need in zip(ctx.saved_tensors[:3], ctx.needs_input_grad[:3], strict=True)
-            ]
-            return (*grads, *nothing)
-        hidden_SD, weight_VD, bias_V, *rest = ctx.saved_tensors
-        targets, rest = Targets(*rest[:4]), rest[4:]
-        pivot_U, f_K, over_U, lse_U, spread_U, factor_U, mean_UD = rest
-        shape: Shape = ctx.shape
-        entropy = ctx.with_entropy and up_entropy_N is not None
-        coefficient_K = torch.empty_like(f_K)
-        mass_U, entropy_mass_U = torch.empty_like(lse_U), torch.empty_like(lse_U)
-        up_N = None if up_N is None else up_N.float()
-        dummy = lse_U
-        _coefficient_kernel[(len(lse_U),)](
-            targets.start_U1, targets.order_K, targets.target_K, pivot_U, f_K, over_U, spread_U,
-            dummy if up_N is None else up_N, up_entropy_N if entropy else dummy, coefficient_K, mass_U,
-            entropy_mass_U, 0 if up_N is None else up_N.stride(0), up_entropy_N.stride(0) if entropy else 0,
-            shape.kappa, HAS_UP=up_N is not None, ENTROPY=entropy, num_warps=1, num_stages=NUM_STAGES,
+        with torch.cuda.device_of(ctx.saved_tensors[0]):
+            return (*gradients(ctx, up_N, up_entropy_N), *(None,) * 6)
+
+
+def gradients(ctx: Any, up_N: Tensor | None, up_entropy_N: Tensor | None) -> tuple[Tensor | None, ...]:
+    """dh, dW and db; None where nobody asks."""
+    if ctx.empty or (up_N is None and up_entropy_N is None):
+        grads = [
+            torch.zeros_like(x) if need and x is not None else None
+            for x, need in zip(ctx.saved_tensors[:3], ctx.needs_input_grad[:3], strict=True)
+        ]
+        return tuple(grads)
+    hidden_SD, weight_VD, bias_V, *rest = ctx.saved_tensors
+    targets, rest = Targets(*rest[:4]), rest[4:]
+    pivot_U, f_K, over_U, lse_U, spread_U, factor_U, mean_UD = rest
+    shape: Shape = ctx.shape
+    entropy = ctx.with_entropy and up_entropy_N is not None
+    coefficient_K = torch.empty_like(f_K)
+    mass_U, entropy_mass_U = torch.empty_like(lse_U), torch.empty_like(lse_U)
+    up_N = None if up_N is None else up_N.float()
+    dummy = lse_U
+    _coefficient_kernel[(len(lse_U),)](
+        targets.start_U1, targets.order_K, targets.target_K, pivot_U, f_K, over_U, spread_U,
+        dummy if up_N is None else up_N, up_entropy_N if entropy else dummy, coefficient_K, mass_U,
+        entropy_mass_U, 0 if up_N is None else up_N.stride(0), up_entropy_N.stride(0) if entropy else 0,
+        shape.kappa, HAS_UP=up_N is not None, ENTROPY=entropy, num_warps=1, num_stages=NUM_STAGES,
+    )  # fmt: skip
+    grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+    grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if ctx.needs_input_grad[2] else None
+    recompute = mean_UD is None or entropy or ctx.spent
+    if recompute:
+        known = Known(pivot_U, lse_U, spread_U, mass_U, entropy_mass_U)
+        tiles = Tiles(hidden_SD, targets.state_U, weight_VD, ctx.config)
+        # E's memory, if there is one, takes the gradient: a second (U, D) would double what is held. A
+        # later backward through this node makes its tiles again.
+        ctx.spent = mean_UD is not None
+        mean_UD = tiles.zeros() if mean_UD is None else mean_UD.data.zero_()
+        factor_U = remake(
+            tiles, known, bias_V, shape, mean_UD, grad_weight_VD, grad_bias_V, with_entropy=entropy
+        )
+        del tiles
+    grad_hidden = None
+    if ctx.needs_input_grad[0]:
+        full = len(targets.state_U) == len(hidden_SD)
+        grad_hidden = torch.empty_like(hidden_SD) if full else torch.zeros_like(hidden_SD)
+        width = hidden_SD.shape[1]
+        _gather_kernel[(len(lse_U), triton.cdiv(width, 1024))](
+            grad_hidden, weight_VD, mean_UD, targets.state_U, targets.start_U1, targets.target_K,
+            coefficient_K, mass_U, factor_U, grad_hidden.stride(0), weight_VD.stride(0), width,
+            shape.kappa, RECOMPUTED=recompute, BLOCK_D=1024, num_warps=4, num_stages=NUM_STAGES,
         )  # fmt: skip
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        recompute = mean_UD is None or entropy or ctx.spent
-        if recompute:
-            known = Known(pivot_U, lse_U, spread_U, mass_U, entropy_mass_U)
-            tiles = Tiles(hidden_SD, targets.state_U, weight_VD, ctx.config)
-            # E's memory, if there is one, takes the gradient: a second (U, D) would double what is held. A
-            # later backward through this node makes its tiles again.
-            ctx.spent = mean_UD is not None
-            mean_UD = tiles.zeros() if mean_UD is None else mean_UD.data.zero_()
-            factor_U = remake(
-                tiles, known, bias_V, shape, mean_UD, grad_weight_VD, grad_bias_V, with_entropy=entropy
-            )
-            del tiles
-        grad_hidden = None
-        if ctx.needs_input_grad[0]:
-            full = len(targets.state_U) == len(hidden_SD)
-            grad_hidden = torch.empty_like(hidden_SD) if full else torch.zeros_like(hidden_SD)
-            width = hidden_SD.shape[1]
-            _gather_kernel[(len(lse_U), triton.cdiv(width, 1024))](
-                grad_hidden, weight_VD, mean_UD, targets.state_U, targets.start_U1, targets.target_K,
-                coefficient_K, mass_U, factor_U, grad_hidden.stride(0), weight_VD.stride(0), width,
-                shape.kappa, RECOMPUTED=recompute, BLOCK_D=1024, num_warps=4, num_stages=NUM_STAGES,
-            )  # fmt: skip
-        if grad_weight_VD is not None:
-            add_own_rows(grad_weight_VD, coefficient_K, hidden_SD, targets, ctx.config.rows)
-            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
-        if grad_bias_V is not None:
-            grad_bias_V.index_add_(0, targets.target_K, coefficient_K)
-            grad_bias_V = grad_bias_V.to(bias_V.dtype)
-        return (grad_hidden, grad_weight_VD, grad_bias_V, *nothing)
+    if grad_weight_VD is not None:
+        add_own_rows(grad_weight_VD, coefficient_K, hidden_SD, targets, ctx.config.rows)
+        grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
+    if grad_bias_V is not None:
+        grad_bias_V.index_add_(0, targets.target_K, coefficient_K)
+        grad_bias_V = grad_bias_V.to(bias_V.dtype)
+    return grad_hidden, grad_weight_VD, grad_bias_V
 
 
 # --- public
@@ -705,48 +715,66 @@ def compilations(arch: int) -> list[Compilation]:
         compilation(_finish_kernel, "finish", {"ENTROPY": True}, 1),
         compilation(_coefficient_kernel, "coefficient", {"HAS_UP": True, "ENTROPY": True}, 1),
     ]
-    logit = {"HAS_BIAS": True, "SOFTCAP": True}
-    fold = {
-        "FILTER_ROWS": config.filter_rows, "FILTER_COLS": config.filter_cols, "BLOCK_C": config.block_c,
-        "BLOCK_D": 1024,
-    }  # fmt: skip
+    every, none = ({"HAS_BIAS": x, "SOFTCAP": x} for x in (True, False))
+    blocks = {"FILTER_ROWS": config.filter_rows, "FILTER_COLS": config.filter_cols}
+    fold = blocks | {"BLOCK_C": config.block_c, "BLOCK_D": 1024}
     for x in dtypes:
-        found.append(
-            compilation(_pivot_kernel, f"pivot-{x}", {**logit, "BLOCK_D": PIVOT_D[x == "fp32"]}, 8, x)
-        )
-        for filtered, options in ((False, logit), (True, logit), (False, dict.fromkeys(logit, False))):
-            if filtered and config.filter_rows == 0:
-                continue
-            flags = {**options, "ENTROPY": options["SOFTCAP"], "PARTS": True, "FILTER": filtered, **fold}
-            name = f"fold-{x}{'-filter' * filtered}{'-options' * options['SOFTCAP']}"
-            found.append(compilation(_fold_kernel, name, flags, config.fold_warps, x))
-        flags = {**logit, "ENTROPY": True, "BLOCK_C": config.block_c}
-        found.append(compilation(_dlogit_kernel, f"dlogit-{x}", flags, config.fold_warps, x))
-        for recomputed in (False, True):
-            flags = {"RECOMPUTED": recomputed, "BLOCK_D": 1024}
-            found.append(compilation(_gather_kernel, f"gather-{x}{'-remade' * recomputed}", flags, 4, x))
-        if config.filter_rows == 0:
-            continue
-        flags = {
-            "FILTER_ROWS": config.filter_rows, "FILTER_COLS": config.filter_cols,
-            "BLOCK_D": filter_d(config, x == "fp32"), "FULL_PRECISION": x == "fp32",
-        }  # fmt: skip
-        found.append(
-            compilation(
-                _live_blocks_kernel, f"blocks-{x}", flags, config.filter_warps, x, config.filter_stages
+        for other in dtypes:  # of the head, where states come in another
+            name = x if other == x else f"{x}-{other}"
+            width = {"BLOCK_D": PIVOT_D[0 if other != x else 4 if x == "fp32" else 2]}
+            found.append(compilation(_pivot_kernel, f"pivot-{name}", every | width, 8, x, head=other))
+            for recomputed in (False, True):
+                flags = {"RECOMPUTED": recomputed, "BLOCK_D": 1024}
+                name_of = f"gather-{name}{'-remade' * recomputed}"
+                found.append(compilation(_gather_kernel, name_of, flags, 4, x, head=other))
+        for name, flags in FOLDS.items():
+            if not flags["FILTER"] or config.filter_rows > 0:
+                head = "fp32" if name == "bias-fp32" else x
+                made = compilation(
+                    _fold_kernel, f"fold-{x}-{name}", flags | fold, config.fold_warps, x, head=head
+                )
+                found.append(made)
+        for entropy, logit in ((True, every), (True, none), (False, none)):
+            flags = logit | {"ENTROPY": entropy, "BLOCK_C": config.block_c}
+            name = f"dlogit-{x}{'-options' * logit['SOFTCAP']}{'-entropy' * entropy}"
+            found.append(compilation(_dlogit_kernel, name, flags, config.fold_warps, x))
+        if config.filter_rows > 0:
+            flags = blocks | {"BLOCK_D": filter_d(config, x == "fp32"), "FULL_PRECISION": x == "fp32"}
+            found.append(
+                compilation(
+                    _live_blocks_kernel, f"blocks-{x}", flags, config.filter_warps, x, config.filter_stages
+                )
             )
-        )
     return found
 
 
-IN_DTYPE = ("hidden_ptr", "weight_ptr", "bias_ptr", "part_ptr", "grad_ptr")  # in that of hidden and head
+def fold_flags(options: bool, entropy: bool, parts: bool, filtered: bool) -> dict[str, bool]:
+    """The options of the fold kernel that change its code."""
+    flags = {"HAS_BIAS": options, "SOFTCAP": options, "ENTROPY": entropy}
+    return flags | {"PARTS": parts, "FILTER": filtered}
+
+
+FOLDS = {
+    "options": fold_flags(True, True, True, False),
+    "filter-options": fold_flags(True, True, True, True),
+    "plain": fold_flags(False, False, True, False),
+    "filter": fold_flags(False, False, True, True),
+    "entropy": fold_flags(False, True, True, False),
+    "without-gradient": fold_flags(False, False, False, False),
+    "without-gradient-options": fold_flags(True, True, False, False),
+    "without-gradient-entropy": fold_flags(False, True, False, False),
+    "bias-fp32": fold_flags(True, False, True, False),
+}
+IN_DTYPE = ("hidden_ptr", "part_ptr", "grad_ptr")  # in that of the states
+IN_HEADS = ("weight_ptr", "bias_ptr")  # in that of the head, the same unless told
 IN_INT64 = ("state_ptr", "start_ptr", "order_ptr", "target_ptr", "pivot_ptr")
 IN_FP32 = ("scale", "cap", "inv_temperature", "part_scale", "log_eps", "block_share", "kappa")
 
 
 def compilation(
-    fn: Any, name: str, constexprs: dict[str, Any], num_warps: int, dtype: str = "fp32", num_stages: int = 2
-) -> Compilation:
+    fn: Any, name: str, constexprs: dict[str, Any], num_warps: int, dtype: str = "fp32",
+    num_stages: int = NUM_STAGES, head: str | None = None,
+) -> Compilation:  # fmt: skip
     """A kernel with the type of each argument, read off its name."""
 
     def type_of(argument: str) -> str:
@@ -754,7 +782,8 @@ def compilation(
             return "constexpr"
         if argument.endswith("_ptr"):
             wide = "i64" if argument in IN_INT64 else "i8" if argument == "live_ptr" else "fp32"
-            return f"*{dtype if argument in IN_DTYPE else wide}"
+            narrow = dtype if argument in IN_DTYPE else head or dtype if argument in IN_HEADS else wide
+            return f"*{narrow}"
         return "fp32" if argument in IN_FP32 else "i32"
 
     return Compilation(

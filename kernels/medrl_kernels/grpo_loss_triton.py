@@ -42,7 +42,7 @@ from torch import Tensor
 
 from medrl_kernels import reference
 from medrl_kernels.configs import Compilation
-from medrl_kernels.dispatch import WINDOW_LOSSES, check_grpo_loss, require
+from medrl_kernels.dispatch import WINDOW_LOSSES, check_grpo_loss, check_is_tensor, check_items
 from medrl_kernels.reference import GRPOLoss
 
 # Chosen by count of registers and of bytes under way; no timing has chosen among them yet.
@@ -56,7 +56,6 @@ WIDTH = tl.constexpr(256)  # programs whose sums the last one adds up at a time
 SAPO, CLIPPED, CISPO, VESPO = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 FAMILIES = {"sapo": SAPO, "cispo": CISPO, "vespo": VESPO}  # every other loss type is CLIPPED
 OFF, BY_TOKEN, BY_COMPLETION = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # rollout correction
-FLOAT_MAX = tl.constexpr(torch.finfo(torch.float32).max)
 LOG_W_MIN, LOG_W_MAX = tl.constexpr(reference.LOG_W_MIN), tl.constexpr(reference.LOG_W_MAX)
 
 # Sums of a program, and (below, by name) where a metric stands among the results.
@@ -95,9 +94,17 @@ def _clamp(x, low, high):
 
 
 @triton.jit
-def _finite(x):
-    """torch.nan_to_num(x, nan=0)."""
-    return _clamp(tl.where(x == x, x, 0.0), -FLOAT_MAX, FLOAT_MAX)
+def _known_gap(gap):
+    """A difference of log-probs, 0 where it is NaN (one of them is unknown) and NaN where it is infinite."""
+    gap = tl.where(gap == gap, gap, 0.0)
+    return gap + (gap - gap)
+
+
+@triton.jit
+def _log_ratio(logp, old):
+    """Log of policy over old policy; NaN where it is infinite: a bound would make a number of it."""
+    gap = logp - old
+    return gap + (gap - gap)
 
 
 @triton.jit
@@ -146,19 +153,20 @@ def _of_completion(
         inside = at < stop
         logp, old, sampling = _load_policies(logp_N, old_N, sampling_N, at, inside)
         if SEQUENCE:
-            log_ratios += logp - old
+            log_ratios += _log_ratio(logp, old)
         if ROLLOUT == BY_COMPLETION:
-            gaps += _finite(old - sampling)
+            gaps += _known_gap(old - sampling)
         if OFF_POLICY:
-            falls += _finite(sampling - logp)
+            falls += _known_gap(sampling - logp)
         if FAMILY == VESPO:
-            log_w = _clamp(logp - old, -20.0, 20.0)
+            log_w = _clamp(_log_ratio(logp, old), -20.0, 20.0)
             if ROLLOUT == BY_TOKEN:
-                weight = _rollout_weight(_finite(old - sampling), rollout_low, rollout_high, MASKS)
+                weight = _rollout_weight(_known_gap(old - sampling), rollout_low, rollout_high, MASKS)
                 log_w += _clamp(tl.log(weight), LOG_W_MIN, LOG_W_MAX)
             log_ws += tl.where(inside, log_w, 0.0)
     count = tl.maximum(stop - start, 1).to(tl.float32)
-    near = tl.where(tl.sum(falls) / count <= off_policy_threshold, 1.0, 0.0)
+    fall = tl.sum(falls) / count
+    near = tl.where(fall <= off_policy_threshold, 1.0, 0.0) + (fall - fall)
     rollout = _rollout_weight(tl.sum(gaps), rollout_low, rollout_high, MASKS)
     return tl.exp(tl.sum(log_ratios) / count), near, rollout, _clamp(tl.sum(log_ws), LOG_W_MIN, LOG_W_MAX)
 
@@ -284,9 +292,10 @@ def _finish_rollout(metrics_K, sums_KP, programs, weights):
         maxima = tl.maximum(maxima, _column(sums_KP, WEIGHT_MAX, p, programs, float("-inf")))
     tl.store(metrics_K + GAP, tl.sum(gaps) / tl.maximum(tl.sum(knowns), 1.0))
     tl.store(metrics_K + GAP_MAX, tl.max(gap_maxima))
-    tl.store(metrics_K + WEIGHT, tl.sum(sums) / weights)
-    tl.store(metrics_K + WEIGHT_MIN, tl.min(minima))
-    tl.store(metrics_K + WEIGHT_MAX, tl.max(maxima))
+    total = tl.sum(sums)  # NaN if a weight is, which extremes would pass over
+    tl.store(metrics_K + WEIGHT, total / weights)
+    tl.store(metrics_K + WEIGHT_MIN, tl.where(total == total, tl.min(minima), total))
+    tl.store(metrics_K + WEIGHT_MAX, tl.where(total == total, tl.max(maxima), total))
 
 
 @triton.jit
@@ -330,7 +339,8 @@ def _finish(
     loss = tl.sum(losses)
     if entropy_scale_ptr is not None:
         tl.store(metrics_K + LOSS, loss * accumulation_steps)
-        acting = tl.maximum(tl.sum(actings), 1.0)
+        acting = tl.sum(actings)
+        acting = tl.where(acting < 1.0, 1.0, acting)  # a card's maximum would make 1 of NaN
         loss -= entropy_coef * tl.sum(acting_entropies) / acting
         tl.store(entropy_scale_ptr, -entropy_coef / acting)
     tl.store(loss_ptr, loss)
@@ -445,7 +455,7 @@ def _forward_kernel(
             inside = at < stop
             logp, old, sampling = _load_policies(logp_N, old_N, sampling_N, at, inside)
             if not SEQUENCE:
-                ratio = tl.exp(logp - old)
+                ratio = tl.exp(_log_ratio(logp, old))
             if ADVANTAGE_OF_TOKEN:
                 advantage = _load(advantage_X, at, inside)
                 if FAMILY == VESPO:
@@ -453,7 +463,7 @@ def _forward_kernel(
                     phis += tl.where(inside, phi, 0.0)
             weight = zero + 1.0
             if OFF_POLICY:
-                weight = tl.where(advantage >= 0, 1.0, near)
+                weight = tl.where(advantage >= 0, 1.0 + (near - near), near)
             if entropy_N is not None:
                 entropy = _load(entropy_N, at, inside)
                 entropies += entropy
@@ -461,12 +471,13 @@ def _forward_kernel(
                 if threshold_ptr is not None:
                     threshold = tl.load(threshold_ptr)  # minus itself: NaN, so that it shows, if it is one
                     acting = tl.where(entropy >= threshold, acting, 0.0) + (threshold - threshold)
+                    acting += entropy - entropy
                     weight *= acting
                 acting_entropies += entropy * acting
                 actings += acting
             if ROLLOUT != OFF:
                 if ROLLOUT == BY_TOKEN:
-                    rollout = _rollout_weight(_finite(old - sampling), rollout_low, rollout_high, MASKS)
+                    rollout = _rollout_weight(_known_gap(old - sampling), rollout_low, rollout_high, MASKS)
                     rollouts += tl.where(inside, rollout, 0.0)
                     rollout_minima = tl.minimum(rollout_minima, tl.where(inside, rollout, float("inf")))
                     rollout_maxima = tl.maximum(rollout_maxima, tl.where(inside, rollout, float("-inf")))
@@ -647,10 +658,8 @@ def _divisor(call: SimpleNamespace, tokens: int, completions: int) -> tuple[floa
     if call.loss_type in WINDOW_LOSSES:
         window = steps / call.steps_per_generation / call.num_processes
         items = tokens if call.num_items_in_batch is None else call.num_items_in_batch
-        if isinstance(items, Tensor):
-            require(items.numel() == 1, f"num_items_in_batch must be one number, got {tuple(items.shape)}")
-            if items.device == call.logp_N.device:
-                return window, items
+        if isinstance(items, Tensor) and items.device == call.logp_N.device:
+            return window, items
         return window * max(float(items), 1.0), None
     count = {"bnpo": tokens, "dr_grpo": completions * (call.max_completion_length or 0)}
     return float(count.get(call.loss_type, completions) * steps), None
@@ -746,6 +755,10 @@ def _plan(call: SimpleNamespace) -> _Plan:
     """
     options = tuple([getattr(call, name) for name in OPTIONS])
     tensors = [getattr(call, name) for name in TENSORS]
+    check_items(call.num_items_in_batch)
+    for name, tensor in zip(TENSORS, tensors, strict=True):
+        if tensor is not None:
+            check_is_tensor(name, tensor)
     kinds = tuple([None if x is None else (x.dtype, x.dim(), x.device) for x in tensors])
     key = (options, kinds, call.num_items_in_batch is None)
     plain = all(type(x) in PLAIN for x in options)
@@ -957,6 +970,7 @@ def grpo_loss(
     """
     options = dict(locals())
     call = SimpleNamespace(**options)
+    check_is_tensor("length_B", length_B)
     call.length_B = length_B.cpu()
     plan = _plan(call)
     if logp_N.dtype == torch.float64 or len(logp_N) == 0:

@@ -1,9 +1,10 @@
 """Every op of medrl_kernels in plain PyTorch: the specification that any faster kernel is held to.
 
 Names, defaults and maths of `grpo_loss` are those of TRL 1.15 and 1.16 (`GRPOTrainer._compute_loss`). It
-differs in layout (completions are packed end to end, not padded), in refusing a `delta` that the loss type
-would ignore, and in that quantiles and metrics are those of this call: nothing is gathered from other
-processes. One file on purpose, longer than the others: a specification is read in one place.
+differs in layout (completions are packed end to end, not padded), in refusing options that the loss type
+would ignore, in that Inf in a log-prob shows as NaN where TRL's bounds hide it, and in that quantiles and
+metrics are those of this call: nothing is gathered from other processes. One file on purpose, longer than
+the others: a specification is read in one place.
 
 Letters: B completions, N trained tokens (packed), S source states, U states in use, K tokens that are not
 ignored, V vocabulary, D hidden size; X is B or N, whichever a value is given for. Log-probabilities are
@@ -30,6 +31,7 @@ from medrl_kernels.dispatch import IGNORE_INDEX, WINDOW_LOSSES, check_grouped_lo
 # Most logits in one chunk, and most that autograd may keep rather than recompute: 64 MiB each in fp32.
 CHUNK_CELLS = 2**24
 KEEP_CELLS = 2**24
+SEARCHED = 128  # columns of a block, in which the largest logit of a row is looked for
 EXP_IS_ZERO = -1e4  # exp of it is 0 in fp32 and fp64
 LOG_W_MIN, LOG_W_MAX = math.log(1e-8), 20.0  # VESPO's bounds on the log of a sequence weight, as in TRL
 
@@ -161,7 +163,7 @@ class LogpOfLogits(torch.autograd.Function):
     def forward(
         ctx: Any, logit_UV: Tensor, target_K: Tensor, source_K: Tensor, with_entropy: bool
     ) -> tuple[Tensor, Tensor]:
-        peak_U1, top_U1 = logit_UV.max(1, keepdim=True)
+        peak_U1, top_U1 = largest(logit_UV)
         gap_K = logit_UV[source_K, target_K] - peak_U1[source_K, 0]
         below_UV = logit_UV.sub_(peak_U1).scatter_(1, top_U1, -math.inf)
         rest_UV = below_UV.exp() if with_entropy else below_UV.exp_()
@@ -194,6 +196,20 @@ class LogpOfLogits(torch.autograd.Function):
         out_UV.scatter_(1, top_U1, top_U[:, None])
         others_K = grad_K.masked_fill(is_top_K, 0.0)
         return out_UV.index_put_((source_K, target_K), others_K, accumulate=True), None, None, None
+
+
+def largest(logit_UV: Tensor) -> tuple[Tensor, Tensor]:
+    """`logit_UV.max(1, keepdim=True)`: torch's is slow on a CPU where it also says the place, so the place is
+    looked for in the best block of the row alone."""
+    width = logit_UV.shape[1]
+    whole = width - width % SEARCHED
+    best_UB = logit_UV[:, :whole].unflatten(1, (-1, SEARCHED)).amax(2)
+    if whole < width:
+        best_UB = torch.cat([best_UB, logit_UV[:, whole:].amax(1, keepdim=True)], 1)
+    first_U1 = best_UB.argmax(1, keepdim=True) * SEARCHED
+    place_UC = (first_U1 + torch.arange(SEARCHED, device=logit_UV.device)).clamp_(max=width - 1)
+    peak_U1, found_U1 = logit_UV.gather(1, place_UC).max(1, keepdim=True)
+    return peak_U1, place_UC.gather(1, found_U1)
 
 
 def recomputed_chunk(*args: object) -> tuple[Tensor, Tensor]:
@@ -359,9 +375,26 @@ def pack(call: SimpleNamespace) -> Batch:
     return Batch(packing, logp_N, old_N, sampling_N, ref_N, entropy_N, advantage)
 
 
+def log_ratio(batch: Batch) -> Tensor:
+    """Log of policy over old policy (N,). NaN where it is infinite: a bound would make a number of it."""
+    gap_N = batch.logp_N - batch.old_N
+    return gap_N + nothing(gap_N)
+
+
+def nothing(x_N: Tensor) -> Tensor:
+    """0 where a value is finite, else NaN; a constant."""
+    return x_N.detach() - x_N.detach()
+
+
+def known_gap(gap_N: Tensor) -> Tensor:
+    """A difference of log-probs, 0 where it is NaN (one of them is unknown) and NaN where it is infinite."""
+    gap_N = gap_N.masked_fill(gap_N.isnan(), 0.0)
+    return gap_N + nothing(gap_N)
+
+
 def importance_ratio(batch: Batch, importance_sampling_level: str) -> Leveled:
     """Policy over old policy, per token, or (GSPO) as the geometric mean over each completion."""
-    log_ratio_N, per_completion = batch.logp_N - batch.old_N, importance_sampling_level == "sequence"
+    log_ratio_N, per_completion = log_ratio(batch), importance_sampling_level == "sequence"
     log_ratio_X = batch.packing.mean(log_ratio_N) if per_completion else log_ratio_N
     return batch.packing.level(log_ratio_X.exp(), per_completion)
 
@@ -369,7 +402,7 @@ def importance_ratio(batch: Batch, importance_sampling_level: str) -> Leveled:
 def rollout_weight(batch: Batch, call: SimpleNamespace) -> Leveled:
     """Old over sampling policy, clamped to [clip_min, clip_max] ("truncate") or 0 outside it ("mask")."""
     per_completion = call.importance_sampling_mode.startswith("sequence")
-    gap_N = torch.nan_to_num(batch.old_N - batch.sampling_N, nan=0.0)
+    gap_N = known_gap(batch.old_N - batch.sampling_N)
     weight_X = (batch.packing.sum(gap_N) if per_completion else gap_N).exp()
     low, high = call.importance_sampling_clip_min, call.importance_sampling_clip_max
     low, high = -math.inf if low is None else low, math.inf if high is None else high
@@ -429,7 +462,7 @@ def sapo_loss(ratio_N: Tensor, advantage_N: Tensor, temperature_pos: float, temp
 
 def vespo_phi(batch: Batch, rollout: Leveled | None, call: SimpleNamespace) -> Leveled:
     """VESPO's gamma weight w^k exp(lambda (1 - w)) of a completion, w the product of its token ratios."""
-    log_w_B = batch.packing.sum((batch.logp_N.detach() - batch.old_N).clamp(-20, 20))
+    log_w_B = batch.packing.sum(log_ratio(batch).detach().clamp(-20, 20))
     if rollout is not None:
         log_w_B = log_w_B + batch.packing.sum(rollout.token_N.log().clamp(LOG_W_MIN, LOG_W_MAX))
     log_w = batch.packing.level(log_w_B.clamp(LOG_W_MIN, LOG_W_MAX), per_completion=True)
@@ -443,21 +476,23 @@ def vespo_phi(batch: Batch, rollout: Leveled | None, call: SimpleNamespace) -> L
 
 
 def on_policy_mask(batch: Batch, threshold: float) -> Tensor:
-    """True for tokens (N,) with A >= 0, or whose completion's mean log-prob fell by at most `threshold`."""
-    fall_N = torch.nan_to_num(batch.sampling_N - batch.logp_N.detach(), nan=0.0)
-    near = batch.packing.level(batch.packing.mean(fall_N) <= threshold, per_completion=True)
-    return (batch.advantage.token_N >= 0) | near.token_N
+    """1 for tokens (N,) with A >= 0, or whose completion's mean log-prob fell by at most `threshold`, else 0;
+    NaN where that mean is not a number."""
+    fall_B = batch.packing.mean(known_gap(batch.sampling_N - batch.logp_N.detach()))
+    near = batch.packing.level((fall_B <= threshold) + nothing(fall_B), per_completion=True)
+    return torch.where(batch.advantage.token_N >= 0, 1 + nothing(near.token_N), near.token_N)
 
 
 def high_entropy_mask(entropy_N: Tensor, top_entropy_quantile: float) -> Tensor:
     """1 for the `top_entropy_quantile` share of the tokens with the highest entropy, ties included, else 0.
 
-    NaN for all where an entropy is not a number: there is no quantile then.
+    NaN for all where an entropy is NaN: there is no quantile then; for itself, where one is infinite.
     """
     if len(entropy_N) == 0:
         return torch.zeros_like(entropy_N)
     threshold = torch.quantile(entropy_N.detach().float(), 1 - top_entropy_quantile)
-    return (entropy_N.detach() >= threshold).to(entropy_N) + (threshold - threshold)
+    kept_N = (entropy_N.detach() >= threshold).to(entropy_N)
+    return kept_N + nothing(threshold) + nothing(entropy_N)
 
 
 def k3(logp_N: Tensor, ref_N: Tensor) -> Tensor:
@@ -473,7 +508,7 @@ def reduce_loss(loss: Leveled, packing: Packing, call: SimpleNamespace) -> Tenso
     tokens = len(packing.owner_N)
     if call.loss_type in WINDOW_LOSSES:
         items = tokens if call.num_items_in_batch is None else call.num_items_in_batch
-        window = torch.as_tensor(items).to(packing.length_B).clamp(min=1) / call.num_processes
+        window = torch.as_tensor(items).to(packing.length_B).reshape(()).clamp(min=1) / call.num_processes
         return packing.total(loss) / (window * steps / call.steps_per_generation)
     if call.loss_type == "bnpo":
         return packing.total(loss) / max(tokens, 1) / steps

@@ -36,6 +36,7 @@ from lite_medrl.train.batches import (
 from lite_medrl.train.config import rollout_options, tree_options
 from lite_medrl.train.guards import (
     drops_out,
+    refuse_foreign,
     refuse_ignored,
     refuse_processes,
     refuse_tools,
@@ -47,6 +48,7 @@ from lite_medrl.train.once import OncePerGroup, as_tensor
 from lite_medrl.train.parity import Guard, compute_dtype
 from lite_medrl.train.streams import images_of_prompts, prompt_keys
 from medrl_kernels import grpo_loss
+from medrl_kernels.dispatch import OWN_OPTIONS, foreign_options
 
 # Options of GRPOConfig with the one value that this trainer has; another would change the loss unseen, or
 # (the second set) what is sampled.
@@ -74,6 +76,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         super().__init__(*args, **kwargs)
         restore(self.model, values)
         refuse_ignored(self.args, ONLY if self.use_vllm else ONLY | ONLY_IN_OUR_GENERATOR)
+        refuse_foreign(self.args, foreign_options(self.loss_type))
         refuse_processes(self.accelerator.num_processes)
         if tree_options(self.args)["prefix_tree"] == "required":
             require_packable(self.model)
@@ -279,21 +282,18 @@ class GRPOTrainer(TRLGRPOTrainer):
         return keep_B, float(mask_BC[keep_B].sum() / mask_BC.sum().clamp(min=1))
 
     def _loss_options(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of `grpo_loss`; of those that some loss types have, what this one has."""
         args, training = self.args, self.model.training
+        resolved = {"epsilon": self.epsilon_low, "epsilon_high": self.epsilon_high}
         return {
             "loss_type": self.loss_type,
             "importance_sampling_level": self.importance_sampling_level,
-            "epsilon": self.epsilon_low,
-            "epsilon_high": self.epsilon_high,
-            "delta": args.delta,
+            **{
+                name: resolved[name] if name in resolved else getattr(args, name)
+                for name in OWN_OPTIONS[self.loss_type]
+            },
             "beta": self.beta,
             "use_bias_correction_kl": args.use_bias_correction_kl,
-            "sapo_temperature_pos": args.sapo_temperature_pos,
-            "sapo_temperature_neg": args.sapo_temperature_neg,
-            "vespo_k_pos": args.vespo_k_pos,
-            "vespo_lambda_pos": args.vespo_lambda_pos,
-            "vespo_k_neg": args.vespo_k_neg,
-            "vespo_lambda_neg": args.vespo_lambda_neg,
             "top_entropy_quantile": self.top_entropy_quantile,
             "entropy_coef": self.entropy_coef,
             "off_policy_mask_threshold": self.off_policy_mask_threshold,

@@ -25,6 +25,15 @@ def refuse_ignored(args: Any, only: Mapping[str, Any]) -> None:
             )
 
 
+def refuse_foreign(args: Any, foreign: Mapping[str, Any]) -> None:
+    """ValueError for an option of other loss types that is not at its default: this one would not see it."""
+    for name, default in foreign.items():
+        if (given := getattr(args, name, default)) not in (default, None):
+            raise ValueError(
+                f"{name}={given!r}: loss_type={args.loss_type!r} has no {name}; leave it {default!r}"
+            )
+
+
 def refuse_processes(num_processes: int) -> None:
     """ValueError for more than one process: our forward passes go around DDP's wrapper, so gradients would
     not be averaged.

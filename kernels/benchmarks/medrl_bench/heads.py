@@ -7,6 +7,7 @@ the case asks for the entropy, no gradient flows into it, as in a GRPO step with
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from medrl_bench.inputs import DTYPES, HeadCase, HeadInputs, head_inputs
 from medrl_bench.machine import installed
-from medrl_bench.peer import Op, Outputs, Peer, allowances, filter_eps, needs
+from medrl_bench.peer import MOST_SLACK, Op, Outputs, Peer, allowances, filter_eps, needs
 from medrl_kernels import grouped_logp, reference
+from medrl_kernels.configs import FILTER_MASS
 
 Head = Callable[[HeadInputs, Tensor], tuple[Tensor, Tensor | None]]
 PLAIN_CELLS = 2**27  # logits at once where plain PyTorch is only the yardstick
@@ -169,16 +171,16 @@ def allowed(inputs: HeadInputs, backward: bool, truth: Outputs) -> dict[str, flo
     return allowances(plain_outputs(inputs, backward), truth)
 
 
-def slack(inputs: HeadInputs, truth: Outputs) -> dict[str, float]:
-    """Bound on what a filter drops from the gradient: a row's small probabilities times the longest row of
-    W."""
+def slack(inputs: HeadInputs, truth: Outputs, drops: float) -> dict[str, float]:
+    """Bound on what a filter drops from the gradient: a row's small probabilities, at most `drops` times
+    eps of them, times the longest row of W."""
     extra = dict.fromkeys(truth, 0.0)
     if "grad" in truth:
         eps = filter_eps(inputs.weight_VD.dtype)
-        tail_N = torch.cat([small_mass(part, eps) for part in by_rows(inputs)])
+        tail_N = torch.cat([small_mass(part, eps) for part in by_rows(inputs)]).clamp(max=drops * eps)
         longest = max(float(rows.float().norm(dim=1).max()) for rows in inputs.weight_VD.split(2**14))
         lost = float((inputs.grad_N * tail_N).norm()) * longest
-        extra["grad"] = lost / float(truth["grad"].double().norm().clamp(min=1e-30))
+        extra["grad"] = min(MOST_SLACK, lost / float(truth["grad"].double().norm().clamp(min=1e-30)))
     return extra
 
 
@@ -203,14 +205,14 @@ def matmul(case: HeadCase, inputs: HeadInputs) -> Callable[[], Any]:
 
 PEERS = (
     Peer("triton", in_direction(ours("triton")), needs(triton=True)),
-    Peer("triton filtered", in_direction(ours("triton", filtered=True)), needs(triton=True), filtered=True),
+    Peer("triton filtered", in_direction(ours("triton", filtered=True)), needs(triton=True), FILTER_MASS),
     Peer("reference", in_direction(ours("reference"))),
     Peer("trl tiles", in_direction(trl_tiles), trl_tiles_missing),
     Peer("trl logits", in_direction(trl_logits), needs("trl.trainer.utils")),
     Peer("unsloth", in_direction(unsloth), needs("unsloth_zoo.fused_losses.fused_linear", cuda=True)),
     Peer(
         "cce", in_direction(cce(filtered=True)),
-        needs("cut_cross_entropy", cuda=True, half=True, entropy=False), filtered=True,
+        needs("cut_cross_entropy", cuda=True, half=True, entropy=False), drops=math.inf,
     ),
     Peer(
         "cce exact", in_direction(cce(filtered=False)),

@@ -100,7 +100,7 @@ class HeadInputs(NamedTuple):
 
 class LossInputs(NamedTuple):
     """Log-probabilities of packed completions of equal length; `.view(B, T)` of any of them is TRL's
-    layout."""
+    layout. The lengths are on the CPU, where a batch is put together: on a card ours would wait for them."""
 
     case: LossCase
     logp_N: Tensor
@@ -204,5 +204,5 @@ def loss_inputs(case: LossCase, device: torch.device, logp_N: Tensor | None = No
         ref_logp_N=logp_N + 0.1 * normal(generator, tokens),
         entropy_N=torch.rand(tokens, generator=generator, device=device),
         advantage_B=normal(generator, case.completions),
-        length_B=torch.full((case.completions,), case.length, device=device),
+        length_B=torch.full((case.completions,), case.length, device="cpu"),
     )

@@ -2,7 +2,8 @@
 
 An implementation may be as far from the truth (fp32 on the same inputs, fp64 where those are fp32) as twice
 what plain PyTorch in the inputs' dtype is, and a floor. One that skips small probabilities may also miss what
-they add up to, row by row. NaN never passes.
+they add up to, row by row, up to its own bound and never as much as MOST_SLACK of the gradient. NaN never
+passes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ FLOOR = {"logp": 1e-4, "entropy": 1e-4, "loss": 1e-5, "grad": 1e-5}
 RELATIVE = {"grad"}  # by the norm of all; the others by their largest deviation
 TIMES_PLAIN = 2.0
 FORWARD, BOTH = "forward", "forward+backward"
+# Whatever a filter may drop, a gradient that misses more than this share of its norm is wrong.
+MOST_SLACK = 0.5
 
 
 class Peer(NamedTuple):
@@ -33,7 +36,8 @@ class Peer(NamedTuple):
     name: str
     run: Callable[[Any, bool], Outputs]
     missing: Callable[[Any], str | None] = lambda inputs: None
-    filtered: bool = False
+    drops: float = 0.0
+    """How many times `filter_eps` of a row's probability it may leave out in all; inf: no bound but eps."""
 
 
 class Op(NamedTuple):
@@ -44,8 +48,8 @@ class Op(NamedTuple):
     make: Callable[[Any, torch.device], Any]
     truth: Callable[[Any, bool], Outputs]
     allowed: Callable[[Any, bool, Outputs], dict[str, float]]
-    slack: Callable[[Any, Outputs], dict[str, float]]
-    """What skipping probabilities below `filter_eps` may add to an error."""
+    slack: Callable[[Any, Outputs, float], dict[str, float]]
+    """What skipping probabilities below `filter_eps` may add to an error, `drops` times it in all."""
     work: Callable[[Any, bool], tuple[float, str]]
     """Floating point operations or bytes of a call, and the unit of its rate: TFLOP/s or GB/s."""
 
@@ -125,7 +129,7 @@ def filter_eps(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 32
 
 
-def no_slack(inputs: Any, truth: Outputs) -> dict[str, float]:
+def no_slack(inputs: Any, truth: Outputs, drops: float) -> dict[str, float]:
     """For ops of which no implementation skips anything."""
     return dict.fromkeys(truth, 0.0)
 

@@ -1,30 +1,31 @@
-"""The CSV rows of a device as bars: one figure an op, one panel for each thing measured, fastest on top."""
+"""The CSV rows of a device as bars: one figure an op, one panel for each thing measured, fastest on top.
+
+Drawn as SVG text, which needs nothing installed: the same rows give the same bytes.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
-from typing import Any
 
 from medrl_bench.rows import GREEN, Row, latest
 
-OURS, PEERS = "#1f6fb4", "#9aa5b1"
+OURS, PEERS, INK = "#1f6fb4", "#9aa5b1", "#444444"
 OUR_NAMES = ("triton", "reference")
-BAR_INCHES, WIDTH_INCHES = 0.27, 7.0
+WIDTH, LABELS, VALUES = 720, 150, 130  # of the figure, of the names at its left, of the numbers at its right
+BAR, TITLE, GAP = 20, 24, 12  # heights: of a bar with its room, of a panel's title, below a panel
 
 
 def draw(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
-    """Write one SVG for each op that has at least two green times side by side; nothing without
-    matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return []
+    """Write one SVG for each op that has at least two green times side by side."""
     written = []
     for op in dict.fromkeys(row.op for row in rows):
         panels = comparisons([row for row in latest(rows) if row.op == op])
         if panels:
             path = folder / f"{stem}-{op.replace('+', '-and-')}.svg"
-            save(panels, path)
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(svg(panels), encoding="utf-8")
             written.append(path)
     return written
 
@@ -44,43 +45,45 @@ def comparisons(rows: Sequence[Row]) -> dict[str, list[Row]]:
     }
 
 
-def save(panels: dict[str, list[Row]], path: Path) -> None:
-    """Draw the panels under one another."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    # The same rows give the same file, with its words as text.
-    matplotlib.rcParams.update({"svg.hashsalt": path.stem, "svg.fonttype": "none"})
-    from matplotlib import pyplot
-
-    heights = [len(panel) * BAR_INCHES + 0.8 for panel in panels.values()]
-    figure, axes = pyplot.subplots(
-        len(panels), 1, squeeze=False, figsize=(WIDTH_INCHES, sum(heights)), height_ratios=heights
-    )
-    for axis, (title, panel) in zip(axes[:, 0], panels.items(), strict=True):
-        bars(axis, title, panel)
-    figure.text(0.01, 0.002, f"{panel[0].device}, {panel[0].versions}", fontsize=5, color="#666666")
-    figure.tight_layout(rect=(0, 0.01, 1, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+def svg(panels: dict[str, list[Row]]) -> str:
+    """The panels under one another, and below them where they were measured."""
+    height = sum(TITLE + BAR * len(panel) + GAP for panel in panels.values()) + TITLE
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
+        f'font-size="12" fill="{INK}">',
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+    ]
+    top = 0
+    for title, panel in panels.items():
+        parts += [text(8, top + 16, title, bold=True), *bars(panel, top + TITLE)]
+        top += TITLE + BAR * len(panel) + GAP
+    row = next(iter(panels.values()))[0]
+    told = f"median, and p20 to p80; {row.device}; {row.versions}"
+    parts += [text(8, top + 14, told, size=8), "</svg>"]
+    return "\n".join(parts) + "\n"
 
 
-def bars(axis: Any, title: str, panel: Sequence[Row]) -> None:
+def bars(panel: Sequence[Row], top: float) -> Iterator[str]:
     """One panel: medians as bars, p20 to p80 as whiskers, the median and the memory in words behind them."""
-    medians = [row.p50_ms or 0.0 for row in panel]
-    below = [median - (row.p20_ms or median) for median, row in zip(medians, panel, strict=True)]
-    above = [(row.p80_ms or median) - median for median, row in zip(medians, panel, strict=True)]
-    colors = [OURS if row.impl.startswith(OUR_NAMES) else PEERS for row in panel]
-    places = range(len(panel))
-    axis.barh(places, medians, xerr=(below, above), color=colors, height=0.7, error_kw={"linewidth": 0.8})
-    for place, row, median, up in zip(places, panel, medians, above, strict=True):
+    longest = max(max(row.p50_ms or 0.0, row.p80_ms or 0.0) for row in panel)
+    unit = (WIDTH - LABELS - VALUES) / longest
+    for place, row in enumerate(panel):
+        middle, median = top + BAR * (place + 0.5), row.p50_ms or 0.0
+        low, high = row.p20_ms or median, row.p80_ms or median
+        color = OURS if row.impl.startswith(OUR_NAMES) else PEERS
+        yield text(LABELS - 8, middle + 4, row.impl, anchor="end")
+        size = f'width="{unit * median:.1f}" height="14"'
+        yield f'<rect x="{LABELS}" y="{middle - 7:g}" {size} fill="{color}"/>'
+        left, right = LABELS + unit * low, LABELS + unit * high
+        yield f'<path d="M{left:.1f} {middle:g}H{right:.1f}" stroke="{INK}" stroke-width="1.5"/>'
         memory = "" if row.peak_mib is None else f", {row.peak_mib:,.0f} MiB"
-        axis.text(median + up, place, f"  {median:.3g} ms{memory}", va="center", fontsize=7)
-    axis.set_yticks(list(places), [row.impl for row in panel], fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlim(0, 1.25 * max(median + up for median, up in zip(medians, above, strict=True)))
-    axis.tick_params(axis="x", labelsize=7)
-    axis.set_title(title, fontsize=8, loc="left")
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+        yield text(max(right, LABELS + unit * median) + 6, middle + 4, f"{median:.3g} ms{memory}")
+
+
+def text(
+    x: float, y: float, words: str, *, anchor: str = "start", bold: bool = False, size: int | None = None
+) -> str:
+    """Words at a place."""
+    more = f' text-anchor="{anchor}"' * (anchor != "start") + ' font-weight="bold"' * bold
+    more += f' font-size="{size}"' if size else ""
+    return f'<text x="{x:.1f}" y="{y:g}"{more}>{escape(words)}</text>'

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -44,13 +47,16 @@ class Session:
         self.last_s: dict[str, float] = {}
 
     def run(self, task: Task) -> list[Row]:
-        """The rows of a task, ceiling included; none if the time that is left may not suffice."""
+        """The rows of a task, ceiling included; none if the time that is left does not suffice."""
         if self.budget.left_s() < self.expected_s(task):
             self.left_out.append(LeftOut("", task.text, "no time left"))
             return []
         begin, done = time.monotonic(), len(self.rows)
         try:
-            self.compare(task)
+            with until(self.budget.left_s()):
+                self.compare(task)
+        except TimeIsUp:
+            self.left_out.append(LeftOut("", task.text, "the time was up while it ran"))
         except torch.OutOfMemoryError:
             self.left_out.append(LeftOut("", task.text, "its inputs or its reference do not fit into memory"))
         if self.device.type == "cuda":
@@ -104,7 +110,8 @@ class Session:
         )  # fmt: skip
         try:
             found = peer.run(inputs, task.backward)
-            extra = task.op.slack(inputs, truth) if peer.filtered else dict.fromkeys(allowed, 0.0)
+            none = dict.fromkeys(allowed, 0.0)
+            extra = task.op.slack(inputs, truth, peer.drops) if peer.drops else none
         except torch.OutOfMemoryError:
             return replace(row, check="red: out of memory")
         except Exception as error:  # a peer that does not run is a result, not the end of the benchmark
@@ -163,6 +170,30 @@ class Session:
             figures |= {"repeats": timing.repeats, "rate": rate, "rate_unit": unit}
             self.rows.append(replace(row, **figures, **self.stamp))
         return self.ceilings[row]
+
+
+class TimeIsUp(BaseException):
+    """Not an Exception: it must come through what catches a peer's."""
+
+
+@contextmanager
+def until(seconds: float) -> Iterator[None]:
+    """TimeIsUp in whatever still runs after so many seconds, as soon as it comes back to Python. By a signal,
+    so in the main thread of a process and where there are such signals; elsewhere it waits."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def bind(run: Callable[[Any, bool], Any], inputs: Any, backward: bool) -> Callable[[], Any]:

@@ -19,6 +19,7 @@ from medrl_bench import heads, losses
 from medrl_bench.inputs import EPSILON, StepCase, StepInputs, head_inputs, loss_inputs
 from medrl_bench.peer import FLOOR, Op, Outputs, Peer, allowances, needs
 from medrl_kernels import reference
+from medrl_kernels.configs import FILTER_MASS
 
 Step = Callable[[StepInputs, Tensor], Tensor]
 
@@ -148,10 +149,10 @@ def allowed(inputs: StepInputs, backward: bool, truth: Outputs) -> dict[str, flo
     return limits | {"grad": limits["grad"] + FLOOR["grad"]}
 
 
-def slack(inputs: StepInputs, truth: Outputs) -> dict[str, float]:
+def slack(inputs: StepInputs, truth: Outputs, drops: float) -> dict[str, float]:
     """What filtering may drop, given the gradient that reaches the head."""
     _, head = from_head(inputs, heads.truth)
-    return {"loss": 0.0, "grad": heads.slack(head, {"grad": truth["grad"]})["grad"]}
+    return {"loss": 0.0, "grad": heads.slack(head, {"grad": truth["grad"]}, drops)["grad"]}
 
 
 def work(case: StepCase, backward: bool) -> tuple[float, str]:
@@ -165,7 +166,7 @@ PEERS = (
         "triton filtered",
         with_gradient(joined(heads.ours("triton", filtered=True), losses.ours("triton"))),
         needs(triton=True),
-        filtered=True,
+        FILTER_MASS,
     ),
     Peer("reference", with_gradient(joined(heads.ours("reference"), losses.ours("reference")))),
     Peer(
