@@ -1,7 +1,8 @@
 """The command lite-medrl: it reads arguments, calls one function of tools/, and prints what comes back.
 
 With --json the result is the only thing on stdout. Exit codes: 0 done, 2 bad input, 3 out of memory, 4 loss
-or gradient not finite, 130 interrupted. Torch and its kin load only once a verb needs them.
+or gradient not finite, 130 interrupted, 141 stdout closed early. Torch and its kin load only once a verb
+needs them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 import logging
 import os
+import select
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +28,7 @@ ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "TOKENIZERS_PARALLELISM": "false",
 }
-BAD_INPUT, OUT_OF_MEMORY, NOT_FINITE, INTERRUPTED = 2, 3, 4, 130
+BAD_INPUT, OUT_OF_MEMORY, NOT_FINITE, INTERRUPTED, NOBODY_READS = 2, 3, 4, 130, 141
 
 BENCH = "Measure a stage against the libraries that do the same"
 Show = Callable[[Any, str], None]
@@ -34,7 +36,24 @@ Show = Callable[[Any, str], None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code (argparse itself exits with 2 on arguments that it cannot read)."""
-    args = parse(argv)
+    try:
+        try:
+            args = parse(argv)
+        except SystemExit:
+            print(end="", flush=True)  # the help waits in the buffer
+            raise
+        code = perform(args)
+        print(end="", flush=True)
+        return code
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python flushes when it ends
+        return NOBODY_READS
+
+
+def perform(args: argparse.Namespace) -> int:
+    """Run the verb; an error that the user can mend becomes a message and an exit code."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
@@ -461,8 +480,17 @@ def results_only(wanted: bool) -> Iterator[TextIO]:
         try:
             yield out
         finally:
-            out.flush()
-            os.dup2(out.fileno(), 1)
+            try:
+                out.flush()
+            finally:
+                os.dup2(out.fileno(), 1)
+
+
+def nobody_reads() -> bool:
+    """Whether the reader of stdout has left, as `| head` does; a pipe to a child may break too."""
+    watch = select.poll()
+    watch.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
 
 
 def complain(text: str, code: int) -> int:
