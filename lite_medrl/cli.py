@@ -211,9 +211,14 @@ def add_data_flags(verb: argparse.ArgumentParser) -> None:
         "--thumbnail", type=Path, metavar="FILE", help="inspect: write the row's images as a PNG"
     )
     verb.add_argument(
-        "--train", default="train", metavar="SPLIT", help="audit: the split that is learned from"
+        "--against",
+        metavar="SOURCE",
+        help="audit: where the test split comes from (default: the same source)",
     )
-    verb.add_argument("--test", default="test", metavar="SPLIT", help="audit: the split that is reported")
+    verb.add_argument(
+        "--train", metavar="SPLIT", help="audit: the split that is learned from (default: train)"
+    )
+    verb.add_argument("--test", metavar="SPLIT", help="audit: the split that is reported (default: test)")
     verb.add_argument("--split", help="convert: this split only")
     verb.add_argument(
         "--format", choices=["jsonl", "sharegpt"], default="jsonl",
@@ -331,7 +336,9 @@ def handle_data(args: argparse.Namespace, show: Show) -> None:
     if args.what == "audit":
         from lite_medrl.tools import audit
 
-        report = audit.audit(args.source, train=args.train, test=args.test, on_error=args.on_error)
+        report = audit.audit(
+            args.source, against=args.against, train=args.train, test=args.test, on_error=args.on_error
+        )
         show(report, audit.describe(report))
     elif args.what == "convert":
         from lite_medrl.tools import convert
