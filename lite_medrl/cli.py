@@ -30,6 +30,11 @@ ENVIRONMENT = {
 }
 BAD_INPUT, OUT_OF_MEMORY, NOT_FINITE, INTERRUPTED, NOBODY_READS = 2, 3, 4, 130, 141
 
+DATA_FLAGS = {
+    "inspect": ("row", "recipe", "model", "thumbnail"),
+    "audit": ("against", "train", "test"),
+    "convert": ("split",),
+}
 BENCH = "Measure a stage against the libraries that do the same"
 Show = Callable[[Any, str], None]
 
@@ -196,8 +201,9 @@ def add_data_flags(verb: argparse.ArgumentParser) -> None:
         "source as rows and PNG files; download a set",
     )
     verb.add_argument(
-        "source", nargs="?", default="embedded",
-        help='"embedded" (default), a file or folder of rows, NAME or NAME:PATH of a set',
+        "source", nargs="?",
+        help='"embedded" (default, unless --recipe names one), a file or folder of rows, NAME or NAME:PATH '
+        "of a set",
     )  # fmt: skip
     verb.add_argument(
         "--on-error", "--on_error", choices=["stop", "skip"], default="stop",
@@ -205,7 +211,14 @@ def add_data_flags(verb: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     verb.add_argument("--row", metavar="ID", help="inspect: show this row as the model sees it")
     verb.add_argument(
-        "--model", metavar="NAME", help="inspect: by this model's processor (default: embedded)"
+        "--recipe",
+        metavar="FILE",
+        help="inspect: in the words, the answer style and for the model of a recipe",
+    )
+    verb.add_argument(
+        "--model",
+        metavar="NAME",
+        help="inspect: by this model's processor (default: the recipe's, or embedded)",
     )
     verb.add_argument(
         "--thumbnail", type=Path, metavar="FILE", help="inspect: write the row's images as a PNG"
@@ -314,14 +327,18 @@ def demo(args: argparse.Namespace, show: Show) -> None:
 
 def data(args: argparse.Namespace, show: Show) -> int:
     """List, check, audit, convert and fetch data sources."""
-    if args.what in ("audit", "convert", "fetch"):
-        handle_data(args, show)
-        return 0
-    if args.row is not None or args.thumbnail or args.model:
+    refuse_strangers(args)
+    if args.row is not None or args.recipe or args.model or args.thumbnail:
         from lite_medrl.tools import look
 
-        seen = look.look(args.source, row=args.row, model=args.model or "embedded", thumbnail=args.thumbnail)
+        seen = look.look(
+            args.source, row=args.row, recipe=args.recipe, model=args.model, thumbnail=args.thumbnail
+        )
         show(seen, look.describe(seen, colour=sys.stdout.isatty()))
+        return 0
+    args.source = args.source or "embedded"
+    if args.what in ("audit", "convert", "fetch"):
+        handle_data(args, show)
         return 0
     from lite_medrl.tools import samples
 
@@ -329,6 +346,14 @@ def data(args: argparse.Namespace, show: Show) -> int:
     report = samples.inspect(args.source, on_error=args.on_error) if asked else samples.catalogue()
     show(report, samples.describe(report))
     return BAD_INPUT if report.get("stops") else 0
+
+
+def refuse_strangers(args: argparse.Namespace) -> None:
+    """DataError for a flag of `data` that belongs to another of its parts."""
+    for part, flags in DATA_FLAGS.items():
+        for flag in flags:
+            if part != args.what and getattr(args, flag) is not None:
+                raise DataError(f"data {args.what} takes no --{flag}; it is for data {part}")
 
 
 def handle_data(args: argparse.Namespace, show: Show) -> None:
