@@ -14,7 +14,7 @@ help:
 	@echo "make quickstart  diagnose, SFT, GRPO and report on the embedded data and model (minutes, no GPU needed)"
 	@echo "make study       the quickstart under three seeds, put together into docs/results/quickstart.json"
 	@echo "make eval        1,000 embedded questions to RUN=$(RUN), with and without the image: docs/results/eval.md"
-	@echo "make parser      a million random texts through the parser, and its speed: docs/results/parser.json"
+	@echo "make parser      a million random texts through every profile of the parser, and its speed: docs/results/parser.json"
 	@echo "make demo        ask the models of RUN=$(RUN) in a browser"
 	@echo "make test        ruff, pyright and pytest;  make lint  without pytest;  make format  rewrites"
 	@echo "make clean       remove caches and builds (not $(VENV), not runs/)"

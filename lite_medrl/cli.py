@@ -1,7 +1,8 @@
 """The command lite-medrl: it reads arguments, calls one function of tools/, and prints what comes back.
 
 With --json the result is the only thing on stdout. Exit codes: 0 done, 2 bad input, 3 out of memory, 4 loss
-or gradient not finite, 130 interrupted. Torch and its kin load only once a verb needs them.
+or gradient not finite, 130 interrupted, 141 stdout closed early. Torch and its kin load only once a verb
+needs them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 import logging
 import os
+import select
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +28,37 @@ ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "TOKENIZERS_PARALLELISM": "false",
 }
-BAD_INPUT, OUT_OF_MEMORY, NOT_FINITE, INTERRUPTED = 2, 3, 4, 130
+BAD_INPUT, OUT_OF_MEMORY, NOT_FINITE, INTERRUPTED, NOBODY_READS = 2, 3, 4, 130, 141
 
+DATA_FLAGS = {
+    "inspect": ("row", "recipe", "model", "thumbnail"),
+    "audit": ("against", "train", "test"),
+    "convert": ("split",),
+}
 BENCH = "Measure a stage against the libraries that do the same"
 Show = Callable[[Any, str], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code (argparse itself exits with 2 on arguments that it cannot read)."""
-    args = parse(argv)
+    try:
+        try:
+            args = parse(argv)
+        except SystemExit:
+            print(end="", flush=True)  # the help waits in the buffer
+            raise
+        code = perform(args)
+        print(end="", flush=True)
+        return code
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python flushes when it ends
+        return NOBODY_READS
+
+
+def perform(args: argparse.Namespace) -> int:
+    """Run the verb; an error that the user can mend becomes a message and an exit code."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
@@ -177,8 +201,9 @@ def add_data_flags(verb: argparse.ArgumentParser) -> None:
         "source as rows and PNG files; download a set",
     )
     verb.add_argument(
-        "source", nargs="?", default="embedded",
-        help='"embedded" (default), a file or folder of rows, NAME or NAME:PATH of a set',
+        "source", nargs="?",
+        help='"embedded" (default, unless --recipe names one), a file or folder of rows, NAME or NAME:PATH '
+        "of a set",
     )  # fmt: skip
     verb.add_argument(
         "--on-error", "--on_error", choices=["stop", "skip"], default="stop",
@@ -186,15 +211,27 @@ def add_data_flags(verb: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     verb.add_argument("--row", metavar="ID", help="inspect: show this row as the model sees it")
     verb.add_argument(
-        "--model", metavar="NAME", help="inspect: by this model's processor (default: embedded)"
+        "--recipe",
+        metavar="FILE",
+        help="inspect: in the words, the answer style and for the model of a recipe",
+    )
+    verb.add_argument(
+        "--model",
+        metavar="NAME",
+        help="inspect: by this model's processor (default: the recipe's, or embedded)",
     )
     verb.add_argument(
         "--thumbnail", type=Path, metavar="FILE", help="inspect: write the row's images as a PNG"
     )
     verb.add_argument(
-        "--train", default="train", metavar="SPLIT", help="audit: the split that is learned from"
+        "--against",
+        metavar="SOURCE",
+        help="audit: where the test split comes from (default: the same source)",
     )
-    verb.add_argument("--test", default="test", metavar="SPLIT", help="audit: the split that is reported")
+    verb.add_argument(
+        "--train", metavar="SPLIT", help="audit: the split that is learned from (default: train)"
+    )
+    verb.add_argument("--test", metavar="SPLIT", help="audit: the split that is reported (default: test)")
     verb.add_argument("--split", help="convert: this split only")
     verb.add_argument(
         "--format", choices=["jsonl", "sharegpt"], default="jsonl",
@@ -290,14 +327,18 @@ def demo(args: argparse.Namespace, show: Show) -> None:
 
 def data(args: argparse.Namespace, show: Show) -> int:
     """List, check, audit, convert and fetch data sources."""
-    if args.what in ("audit", "convert", "fetch"):
-        handle_data(args, show)
-        return 0
-    if args.row is not None or args.thumbnail or args.model:
+    refuse_strangers(args)
+    if args.row is not None or args.recipe or args.model or args.thumbnail:
         from lite_medrl.tools import look
 
-        seen = look.look(args.source, row=args.row, model=args.model or "embedded", thumbnail=args.thumbnail)
+        seen = look.look(
+            args.source, row=args.row, recipe=args.recipe, model=args.model, thumbnail=args.thumbnail
+        )
         show(seen, look.describe(seen, colour=sys.stdout.isatty()))
+        return 0
+    args.source = args.source or "embedded"
+    if args.what in ("audit", "convert", "fetch"):
+        handle_data(args, show)
         return 0
     from lite_medrl.tools import samples
 
@@ -307,12 +348,22 @@ def data(args: argparse.Namespace, show: Show) -> int:
     return BAD_INPUT if report.get("stops") else 0
 
 
+def refuse_strangers(args: argparse.Namespace) -> None:
+    """DataError for a flag of `data` that belongs to another of its parts."""
+    for part, flags in DATA_FLAGS.items():
+        for flag in flags:
+            if part != args.what and getattr(args, flag) is not None:
+                raise DataError(f"data {args.what} takes no --{flag}; it is for data {part}")
+
+
 def handle_data(args: argparse.Namespace, show: Show) -> None:
     """The parts of `data` that measure, write or fetch."""
     if args.what == "audit":
         from lite_medrl.tools import audit
 
-        report = audit.audit(args.source, train=args.train, test=args.test, on_error=args.on_error)
+        report = audit.audit(
+            args.source, against=args.against, train=args.train, test=args.test, on_error=args.on_error
+        )
         show(report, audit.describe(report))
     elif args.what == "convert":
         from lite_medrl.tools import convert
@@ -461,8 +512,17 @@ def results_only(wanted: bool) -> Iterator[TextIO]:
         try:
             yield out
         finally:
-            out.flush()
-            os.dup2(out.fileno(), 1)
+            try:
+                out.flush()
+            finally:
+                os.dup2(out.fileno(), 1)
+
+
+def nobody_reads() -> bool:
+    """Whether the reader of stdout has left, as `| head` does; a pipe to a child may break too."""
+    watch = select.poll()
+    watch.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
 
 
 def complain(text: str, code: int) -> int:

@@ -1,4 +1,4 @@
-"""Throws random texts at the parser and measures its speed: `make parser`.
+"""Throws random texts at every profile of the parser and measures the speed of lite-v1: `make parser`.
 
 The speed is that of one core reading every text of the golden table once a pass, odd ones and common ones
 alike; nothing is kept between passes but the options' tables. The random texts come from three mills: any
@@ -19,13 +19,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lite_medrl.data.answers import FAILURES, parse
+from lite_medrl.data.answers import FAILURES, PROFILES, PUBLISHED, Answer, judge, parse
+from lite_medrl.data.reading.verdict import AnswerType, Verdict
 
 PIECES = """<think> </think> <answer> </answer> < / > A B C (A) B. D) yes no not answer: is The a an or and
 , . - + CT MRI X-ray x ray ultrasound lung left right heart normal abnormal 2 two 1.5 **
 \\boxed{ } \uff22 \u00e9 \u00ad \u00df \u0130 because E. coli"""
 GOLDEN = Path(__file__).parent / "golden_answers.jsonl"
 PASSES = 40
+QUESTIONS: tuple[tuple[AnswerType | None, bool], ...] = (
+    (None, True), ("choice", True), ("closed", True), ("open", True), (None, False), ("closed", False),
+    ("open", False), ("yes_no", False),
+)  # fmt: skip
+"""What a text may answer: a type (None: told from gold and options), and whether options stand there."""
 
 
 def golden() -> list[dict[str, Any]]:
@@ -63,17 +69,51 @@ def _damaged(text: str, draw: random.Random) -> str:
 
 
 def fuzz(count: int, *, seed: int) -> dict[str, Any]:
-    """Reads `count` random texts; an exception, or a value outside the options, ends the program."""
+    """Has `count` random texts read and judged under every profile; an exception ends the program."""
     found: Counter[str] = Counter()
-    start = time.perf_counter()
+    judged: Counter[str] = Counter()
+    draw, start = random.Random(seed + 1), time.perf_counter()
     for text, options in noise(count, seed=seed):
-        for profile in ("lite-v1", "strict"):
+        kind, with_options = draw.choice(QUESTIONS)
+        gold = draw.choice(("yes", "no")) if kind == "yes_no" else draw.choice(options)
+        for profile in PROFILES:
             answer = parse(text, options=options, profile=profile)
-            assert (answer.value is None) == (answer.failure in FAILURES), text
-            assert answer.value is None or answer.value in options, text
+            shown = options if with_options else None
+            verdict = judge(text, gold, options=shown, answer_type=kind, profile=profile)
+            check(answer, options, text)
+            check_verdict(verdict, text)
+            if kind is None and with_options:
+                check_together(answer, verdict, gold, text, profile)
             found[f"{profile}: {answer.failure or answer.how}"] += 1
-    seconds = time.perf_counter() - start
-    return {"texts": count, "seed": seed, "seconds": seconds, "found": dict(sorted(found.items()))}
+            judged[
+                f"{profile}: {'right' if verdict.correct else 'wrong' if verdict.counted else 'left out'}"
+            ] += 1
+    return {
+        "texts": count,
+        "seed": seed,
+        "profiles": list(PROFILES),
+        "seconds": time.perf_counter() - start,
+        "found": dict(sorted(found.items())),
+        "judged": dict(sorted(judged.items())),
+    }
+
+
+def check(answer: Answer, options: Sequence[str], text: str) -> None:
+    """A reading is one of the options, or else a named failure."""
+    assert (answer.value is None) == (answer.failure in FAILURES), text
+    assert answer.value is None or answer.value in options, text
+
+
+def check_verdict(verdict: Verdict, text: str) -> None:
+    """Scores and their parts lie between 0 and 1."""
+    assert all(0 <= value <= 1 for value in (verdict.score, *verdict.parts.values())), text
+
+
+def check_together(answer: Answer, verdict: Verdict, gold: str, text: str, profile: str) -> None:
+    """What is read as the gold option is right, and what is read as another one, or as none, is not."""
+    if answer.failure == "two_answers" and profile in PUBLISHED:
+        return  # a rule that would call several options right
+    assert verdict.correct == (answer.value == gold), text
 
 
 def answers_per_second(cases: Sequence[tuple[str, Sequence[str] | None]]) -> list[float]:

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 import pytest
-from fuzz_parser import golden, noise
+from fuzz_parser import fuzz, golden, noise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -354,6 +354,15 @@ def test_twenty_thousand_random_texts_end_in_an_option_or_a_failure() -> None:
         for profile in ("lite-v1", "strict"):
             answer = parse(text, options=options, profile=profile)
             assert answer.value in options if answer.failure is None else answer.failure in FAILURES
+
+
+def test_random_texts_are_read_and_judged_under_every_profile() -> None:
+    result = fuzz(3_000, seed=1)
+    assert result["profiles"] == list(PROFILES)
+    for counts in (result["found"], result["judged"]):
+        for profile in PROFILES:
+            assert sum(n for name, n in counts.items() if name.startswith(f"{profile}: ")) == 3_000
+    assert result["judged"]["lite-v1: right"] > 0
 
 
 def test_long_nonsense_takes_no_quadratic_time() -> None:

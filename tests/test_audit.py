@@ -110,9 +110,10 @@ def test_questions_asked_again(tmp_path: Path) -> None:
         sample("3", a, "Is it MR?", "no"), sample("4", a, "Is it MR?", "yes", "test"),
         sample("5", b, "Is it CT?", "yes"), sample("6", a, "Is it CT?", "yes", options=("yes", "maybe")),
     ]  # fmt: skip
-    assert asked_twice(rows, look_at(rows)) == {
+    train, test = [s for s in rows if s.split == "train"], [s for s in rows if s.split == "test"]
+    assert asked_twice(train, test, look_at(rows)) == {
         "groups": 2, "extra": 2, "across_splits": 1, "different_answers": 1,
-        "examples": [["3", "4"], ["3", "4"], ["1", "2"], ["3", "4"]],
+        "examples": [["3", "4"], ["1", "2"]],
     }  # fmt: skip
 
 

@@ -435,3 +435,33 @@ def test_doctor_reports_a_version_out_of_range(monkeypatch: pytest.MonkeyPatch) 
     assert found["ok"] is False
     assert found["problems"] == ["trl 0.9: tested with <1.17,>=1.15"]
     assert "NO  trl 0.9" in doctor.describe(found)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["data", "list"], ["data", "list", "--json"], ["run", "RECIPE", "--dry-run"]],
+    ids=" ".join,
+)
+def test_a_verb_ends_quietly_where_nobody_reads_stdout(
+    words: list[str], unbuffered: str, recipe: Path
+) -> None:
+    """`lite-medrl data list | head -1`: here the reader has left before the first line comes."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, "-m", "lite_medrl", *(str(recipe) if w == "RECIPE" else w for w in words)]
+    with os.fdopen(writer, "wb") as pipe:
+        done = subprocess.run(
+            line, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    passed_over = words == ["--help"] and unbuffered  # by argparse, which then ends as always
+    assert (done.returncode, done.stderr) == (0 if passed_over else 141, "")
+
+
+def test_a_broken_pipe_that_is_not_stdouts_is_an_error(
+    recipe: Path, pipeline: Callable[[Any], list[dict[str, Any]]]
+) -> None:
+    pipeline(BrokenPipeError("a worker is gone"))
+    with pytest.raises(BrokenPipeError, match="a worker is gone"):
+        main(["run", str(recipe)])

@@ -116,25 +116,79 @@ def plain(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(" ?.!:")
 
 
-def asked_twice(samples: Sequence[Sample], hashes: Mapping[ImageRef, Seen]) -> dict[str, object]:
+def asked_twice(
+    train: Sequence[Sample], test: Sequence[Sample], hashes: Mapping[ImageRef, Seen]
+) -> dict[str, object]:
     """Questions that come again about the same pixels, and those of them whose gold answers differ.
 
-    Options count only as a set. `extra` is how many questions could go.
+    Options count only as a set. `extra` is how many questions could go, `across_splits` how many groups stand
+    on both sides.
     """
-    groups: dict[object, list[Sample]] = defaultdict(list)
-    for s in samples:
-        images = tuple(hashes[ref].pixels for ref in s.images)
-        groups[plain(s.question), images, frozenset(map(plain, s.options))].append(s)
+    groups: dict[object, list[tuple[str, Sample]]] = defaultdict(list)
+    for side, samples in (("train", train), ("test", test)):
+        for s in samples:
+            images = tuple(hashes[ref].pixels for ref in s.images)
+            groups[plain(s.question), images, frozenset(map(plain, s.options))].append((side, s))
     again = [group for group in groups.values() if len(group) > 1]
-    torn = [group for group in again if len({plain(s.answer) for s in group}) > 1]
-    across = [group for group in again if len({s.split for s in group}) > 1]
+    torn = [len({plain(s.answer) for _, s in group}) > 1 for group in again]
+    across = [len({side for side, _ in group}) > 1 for group in again]
+    first = sorted(range(len(again)), key=lambda place: (not torn[place], not across[place]))
     return {
         "groups": len(again),
         "extra": sum(len(group) - 1 for group in again),
-        "across_splits": len(across),
-        "different_answers": len(torn),
-        "examples": [[s.id for s in group] for group in (torn + across + again)[:EXAMPLES]],
+        "across_splits": sum(across),
+        "different_answers": sum(torn),
+        "examples": [[s.id for _, s in again[place]] for place in first[:EXAMPLES]],
     }
+
+
+def shared_questions(
+    train: Sequence[Sample], test: Sequence[Sample], hashes: Mapping[ImageRef, Seen]
+) -> dict[str, object]:
+    """Test questions that training asks in the same words about the same pixels, or about images alike.
+
+    Options do not count: two sources may give one question different ones. Of several images each must agree
+    with the one in its place.
+
+    Returns:
+        Counts of test questions, and the first pairs as sample ids with their largest distance in bits.
+    """
+    groups: dict[tuple[str, int], list[Sample]] = defaultdict(list)
+    for s in train:
+        groups[plain(s.question), len(s.images)].append(s)
+    same: list[dict[str, object]] = []
+    alike: list[dict[str, object]] = []
+    known = {key: Asked.of(group, hashes) for key, group in groups.items()}
+    for s in test:
+        asked = known.get((plain(s.question), len(s.images)))
+        if asked is None:
+            continue
+        if twin := asked.by_pixels.get(tuple(hashes[ref].pixels for ref in s.images)):
+            same.append({"test": s.id, "train": twin, "distance": 0})
+            continue
+        looks_I = np.array([hashes[ref].look for ref in s.images], dtype=np.uint64)
+        distance_N = np.bitwise_count(asked.looks_NI ^ looks_I).max(axis=1)
+        nearest = int(distance_N.argmin())
+        if distance_N[nearest] <= MAX_DISTANCE:
+            twin = asked.names[nearest]
+            alike.append({"test": s.id, "train": twin, "distance": int(distance_N[nearest])})
+    return {"same_pixels": len(same), "alike": len(alike), "examples": (same + alike)[:EXAMPLES]}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The N training questions of one wording, each about I images, by what these look like."""
+
+    names: list[str]
+    by_pixels: dict[tuple[str, ...], str]
+    looks_NI: np.ndarray
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], hashes: Mapping[ImageRef, Seen]) -> Asked:
+        """Of equal images the first sample counts."""
+        pixels = {tuple(hashes[ref].pixels for ref in s.images): s.id for s in reversed(samples)}
+        looks = [[hashes[ref].look for ref in s.images] for s in samples]
+        return cls([s.id for s in samples], pixels, np.array(looks, dtype=np.uint64))
 
 
 def answer_priors(samples: Sequence[Sample], most: int = 10) -> list[dict[str, object]]:
@@ -161,9 +215,12 @@ def guesses(train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, list[f
 
     chance: 1 / number of options. majority: the option that is most often gold in training, the first of
     equals. letter: the letter that is most often gold in training. text_only: the option that is most often
-    gold in training for this question's text, else as majority.
+    gold in training for this question's text, else as majority. Without training questions only chance.
     """
     closed = [s for s in test if s.options]
+    chance = {"chance": [1 / len(s.options) for s in closed]}
+    if not train:
+        return chance
     overall = Counter(plain(s.answer) for s in train)
     by_text: dict[str, Counter[str]] = defaultdict(Counter)
     for s in train:
@@ -182,7 +239,7 @@ def guesses(train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, list[f
         return s.options[LETTERS.index(max(LETTERS[: len(s.options)], key=lambda letter: letters[letter]))]
 
     return {
-        "chance": [1 / len(s.options) for s in closed],
+        **chance,
         "letter": [float(by_letter(s) == s.answer) for s in closed],
         "majority": [float(commonest(s, overall) == s.answer) for s in closed],
         "text_only": [float(by_its_text(s) == s.answer) for s in closed],
