@@ -290,6 +290,13 @@ def test_without_free_memory_the_error_says_how_much_is_missing(
     monkeypatch.setattr(module, "free_bytes", lambda device: 0)
     with pytest.raises(ModelError, match="no room for answers"):
         run(schooled)
+    with pytest.raises(ModelError, match=r"generate holds 30 rows of \d+ tokens at once, .* but 0 GiB"):
+        run(schooled, generator="hf")
+    per_token = module.bytes_per_token(base_of(schooled.model).config, torch.float32)
+    held = 30 * (prompts(schooled.processor)["input_ids"].shape[1] + 14) * per_token
+    for budget, error in ((held - 512, ModelError), (held + 512, AssertionError)):  # the forward pass runs
+        with pytest.raises(error):
+            run(schooled, generator="hf", max_cache_gib=budget / 2**30)
 
 
 def test_a_tokenizer_that_cannot_write_a_stop_string_is_named(schooled: Any) -> None:
@@ -303,12 +310,13 @@ def test_a_tokenizer_that_cannot_write_a_stop_string_is_named(schooled: Any) -> 
         make_stops(silent, [1], ["x"])
 
 
-def test_the_context_ends_an_answer(schooled: Any) -> None:
+@pytest.mark.parametrize("generator", ["grouped", "hf"])
+def test_the_context_ends_an_answer(schooled: Any, generator: Any) -> None:
     inputs, text = prompts(schooled.processor, 2), base_of(schooled.model).config.text_config
     lengths = inputs["attention_mask"].sum(1).tolist()
     before, text.max_position_embeddings = text.max_position_embeddings, max(lengths) + 3
     try:
-        groups = run(schooled, 2)
+        groups = run(schooled, 2, generator=generator)
     finally:
         text.max_position_embeddings = before
     for length, group in zip(lengths, groups, strict=True):
