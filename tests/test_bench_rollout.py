@@ -87,7 +87,7 @@ def test_tiny_takes_two_timed_calls_a_row(monkeypatch: pytest.MonkeyPatch) -> No
     seen: list[int] = []
     monkeypatch.setattr(rollout, "rows_of", lambda *a: seen.append(a[4]) or [])
     for options in ({"tiny": True, "repeats": None}, {"repeats": None}, {"tiny": True, "repeats": 5}):
-        ask(**options)
+        ask(impls="grouped", **options)
     assert seen == [2, 3, 5]
 
 
@@ -190,7 +190,7 @@ def test_who_is_not_here_is_left_out_with_a_reason(monkeypatch: pytest.MonkeyPat
 )  # fmt: skip
 def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        ask(**options)
+        ask(impls="grouped", **options)
 
 
 def test_bandwidth_is_plausible() -> None:
