@@ -190,7 +190,7 @@ def test_who_is_not_here_is_left_out_with_a_reason(monkeypatch: pytest.MonkeyPat
 )  # fmt: skip
 def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        ask(impls="grouped", **options)
+        ask(**options)
 
 
 def test_bandwidth_is_plausible() -> None:
