@@ -46,9 +46,8 @@ def baselines(job: Any) -> Json:
 
 def blank_answers(job: Any) -> list[bool]:
     """Whether the last trained model is right about each test question without its image."""
-    from lite_medrl.measure.ask import ask, drawing
+    from lite_medrl.measure.ask import ask, drawing, greedy
     from lite_medrl.model.encode import wording
-    from lite_medrl.model.generate import Sampling
 
     test, recipe = job.sets["test"], job.recipe
     with Bar("blank images", len(test), "question") as bar:
@@ -59,7 +58,7 @@ def blank_answers(job: Any) -> list[bool]:
             num_samples=0,
             blank=True,
             progress=bar.advance,
-            sampling=Sampling(recipe.diagnose.max_completion_length, temperature=0.0),
+            sampling=greedy(recipe),
             batch_size=recipe.diagnose.batch_size,
             seed=recipe.seed,
             **drawing(recipe.rollout),
