@@ -496,7 +496,7 @@ def rollout_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequences", metavar="N,M", help="answers at once, of 1, 8 and 64; default: all")
     parser.add_argument("--prompt-tokens", "--prompt_tokens", type=int, help="of random weights' prompts")
     parser.add_argument("--new-tokens", "--new_tokens", type=int, help="tokens of an answer")
-    parser.add_argument("--repeats", type=int, help="timed calls a row; the median counts (default: 3)")
+    parser.add_argument("--repeats", type=int, help="timed calls a row; the median counts (3, with --tiny 2)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="append the rows to this CSV file")
 
 

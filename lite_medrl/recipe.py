@@ -69,6 +69,17 @@ def refuse_together(recipe: Recipe, origins: Mapping[str, str], file: str) -> No
             "model.load_in_4bit = true: TRL merges the adapter into the weights for vLLM, and 4 bits lose "
             "it; set model.load_in_4bit: false, or generator: grouped"
         )
+    if recipe.rollout.vllm and recipe.rollout.generator != "vllm":
+        raise RecipeError(
+            f"{origins.get('rollout.vllm', file)}: rollout.vllm has options, but rollout.generator = "
+            f"{recipe.rollout.generator!r} does not read them; set generator: vllm, or leave them out"
+        )
+    if recipe.rollout.stop and recipe.grpo.enabled and recipe.grpo.mask_truncated_completions:
+        raise RecipeError(
+            f"{origins.get('rollout.stop', file)}: rollout.stop cannot be used with "
+            "grpo.mask_truncated_completions = true: TRL takes a completion without an end token for one "
+            "that was cut off; leave one of them out"
+        )
 
 
 def to_yaml(resolved: Resolved) -> str:

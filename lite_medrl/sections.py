@@ -6,7 +6,7 @@ Names are TRL's and transformers' where they have one; the defaults are meant fo
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -103,6 +103,10 @@ class Rollout(Section):
     """grouped: prompts pass through the model once; hf: transformers' own; vllm: TRL's, in training only."""
     max_cache_gib: float | None = Field(default=None, gt=0)
     """Keys and values held at once; what does not fit waits. None takes most of the memory that is free."""
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """Texts that end an answer, which keeps them; the model's own stop tokens end it in any case."""
+    vllm: dict[str, Any] = {}
+    """TRL's vllm_* options, under TRL's names, for generator vllm; vllm_mode is colocate if left out."""
 
 
 class Diagnose(Section):

@@ -53,6 +53,14 @@ def test_bytes_of_a_token_are_those_of_the_config() -> None:
     assert bytes_per_token(config, torch.float32) == 2 * 36 * 32 * 80 * 4
 
 
+def test_layers_without_keys_and_values_are_not_counted() -> None:
+    text = SimpleNamespace(num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1, head_dim=8)
+    config = SimpleNamespace(get_text_config=lambda: text)
+    assert bytes_per_token(config, torch.float32) == 4 * 2 * 8 * 4
+    text.layer_types = ["linear_attention", "full_attention", "conv", "sliding_attention"]
+    assert bytes_per_token(config, torch.float32) == 2 * 2 * 8 * 4
+
+
 def test_most_of_the_free_memory_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_budget, "available_memory", lambda: 1000)
     assert free_bytes(torch.device("cpu")) == 800

@@ -14,16 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
 from scipy.stats import chisquare
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from lite_medrl.model import decode as decode_module
 from lite_medrl.model import generate as module
 from lite_medrl.model import kv_cache
 from lite_medrl.model.decode import ragged, regular
-from lite_medrl.model.encode import encode_prompts
+from lite_medrl.model.encode import encode_prompts, special_ids
 from lite_medrl.model.folded import folded, summed
 from lite_medrl.model.generate import Sampling, generate
 from lite_medrl.model.packed import base_of
-from lite_medrl.model.score import score
 from lite_medrl.model.stream import stream
 from lite_medrl.types import DataError, ModelError, RecipeError
 
@@ -159,6 +167,15 @@ def test_attention_over_two_parts_is_attention_over_one(dtype: torch.dtype) -> N
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=bound)
 
 
+def test_a_greedy_first_answer_stays_greedy_when_rows_have_left(noisy: Any) -> None:
+    plain, mixed = run(noisy), run(noisy, greedy_first=True)
+    greedy = run(noisy, num_generations=1, sampling=Sampling(14, temperature=0.0))
+    assert [g[0] for g in ids(mixed)] == [g[0] for g in ids(greedy)]
+    assert [g[1:] for g in ids(mixed)] == [g[1:] for g in ids(plain)]
+    assert len({len(c.token_ids) for g in mixed for c in g}) > 4  # rows left at all times
+    assert max(len(g[0].token_ids) for g in mixed) > 4
+
+
 # --- waves
 # ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("tokens", [3000, 400, 150, 90])
@@ -290,6 +307,13 @@ def test_without_free_memory_the_error_says_how_much_is_missing(
     monkeypatch.setattr(module, "free_bytes", lambda device: 0)
     with pytest.raises(ModelError, match="no room for answers"):
         run(schooled)
+    with pytest.raises(ModelError, match=r"generate holds 30 rows of \d+ tokens at once, .* but 0 GiB"):
+        run(schooled, generator="hf")
+    per_token = module.bytes_per_token(base_of(schooled.model).config, torch.float32)
+    held = 30 * (prompts(schooled.processor)["input_ids"].shape[1] + 14) * per_token
+    for budget, error in ((held - 512, ModelError), (held + 512, AssertionError)):  # the forward pass runs
+        with pytest.raises(error):
+            run(schooled, generator="hf", max_cache_gib=budget / 2**30)
 
 
 def test_a_tokenizer_that_cannot_write_a_stop_string_is_named(schooled: Any) -> None:
@@ -303,12 +327,13 @@ def test_a_tokenizer_that_cannot_write_a_stop_string_is_named(schooled: Any) -> 
         make_stops(silent, [1], ["x"])
 
 
-def test_the_context_ends_an_answer(schooled: Any) -> None:
+@pytest.mark.parametrize("generator", ["grouped", "hf"])
+def test_the_context_ends_an_answer(schooled: Any, generator: Any) -> None:
     inputs, text = prompts(schooled.processor, 2), base_of(schooled.model).config.text_config
     lengths = inputs["attention_mask"].sum(1).tolist()
     before, text.max_position_embeddings = text.max_position_embeddings, max(lengths) + 3
     try:
-        groups = run(schooled, 2)
+        groups = run(schooled, 2, generator=generator)
     finally:
         text.max_position_embeddings = before
     for length, group in zip(lengths, groups, strict=True):
@@ -453,33 +478,40 @@ def test_the_answers_change_with_the_adapters_next_update(schooled: Any) -> None
 
 # --- statistics
 # -------------------------------------------------------------------------------------------------------
+def transformers_distribution(policy: Any, inputs: Any, options: dict[str, Any]) -> torch.Tensor:
+    """Probabilities [V] of the first token: a whole forward pass, and transformers' own processors."""
+    processors = [
+        RepetitionPenaltyLogitsProcessor(options.get("repetition_penalty", 1.0)),
+        SuppressTokensLogitsProcessor(special_ids(policy.processor, policy.model)),
+        TemperatureLogitsWarper(options["temperature"]),
+    ]
+    processors += [TopKLogitsWarper(options["top_k"])] if "top_k" in options else []
+    processors += [TopPLogitsWarper(options["top_p"])] if "top_p" in options else []
+    processors += [MinPLogitsWarper(options["min_p"])] if "min_p" in options else []
+    with torch.no_grad():
+        logits = policy.model(**inputs).logits[:, -1]
+    return LogitsProcessorList(processors)(inputs["input_ids"], logits)[0].double().softmax(-1)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"temperature": 1.0}, {"temperature": 0.7, "top_k": 4}, {"temperature": 1.3, "top_p": 0.8},
-     {"temperature": 1.2, "min_p": 0.1}, {"temperature": 1.0, "repetition_penalty": 1.5}],
+     {"temperature": 1.2, "min_p": 0.1}, {"temperature": 1.0, "repetition_penalty": 1.5},
+     {"temperature": 1.1, "top_k": 50, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.2}],
     ids=str,
 )  # fmt: skip
-def test_second_tokens_follow_the_models_distribution(schooled: Any, options: dict[str, Any]) -> None:
-    """Given the commonest first token, the second is distributed as a whole forward pass says."""
-    inputs, count = prompts(schooled.processor, 1), 3000
-    (group,) = generate(
-        schooled.model, schooled.processor, inputs, num_generations=count, sampling=Sampling(2, **options)
-    )
-    firsts = [c.token_ids[0] for c in group]
-    first = max(set(firsts), key=firsts.count)
-    rows = [c for c in group if c.token_ids[0] == first and len(c.token_ids) == 2]
-    seconds = [c.token_ids[1] for c in rows]
-    expected = {c.token_ids[1]: np.exp(c.sampling_logps[1]) for c in rows}
-    with torch.no_grad():
-        own = score(schooled.model, inputs, [(first, second) for second in expected], [0] * len(expected),
-                    temperature=options["temperature"])  # fmt: skip
-    assert [c.logps[1] for c in rows[:1]] == pytest.approx(own.logp_N[1:2].tolist(), abs=1e-4)
-    likely = [t for t, p in expected.items() if p * len(rows) >= 5]
-    seen = [seconds.count(t) for t in likely]
-    wanted = [expected[t] * len(rows) for t in likely]
-    rest, wanted_rest = len(rows) - sum(seen), len(rows) - sum(wanted)
-    if wanted_rest > 1:
-        seen, wanted = [*seen, rest], [*wanted, wanted_rest]
-    if len(seen) > 1:
-        scale = sum(seen) / sum(wanted)
-        assert chisquare(seen, [w * scale for w in wanted]).pvalue > 1e-3
+def test_tokens_follow_the_distribution_asked_for(noisy: Any, options: dict[str, Any]) -> None:
+    """The first token of thousands of answers; each likely token is a cell, the others are one together."""
+    inputs, count = prompts(noisy.processor, 1), 6000
+    sampling = Sampling(1, **options)
+    (group,) = generate(noisy.model, noisy.processor, inputs, num_generations=count, sampling=sampling)
+    seen_V = np.bincount([c.token_ids[0] for c in group], minlength=384)
+    wanted_V = count * transformers_distribution(noisy, inputs, options).numpy()
+    assert not seen_V[wanted_V == 0].any()
+    likely = wanted_V >= 5
+    seen, wanted = list(seen_V[likely]), list(wanted_V[likely])
+    if wanted_V[~likely].sum() >= 5:
+        seen, wanted = [*seen, seen_V[~likely].sum()], [*wanted, wanted_V[~likely].sum()]
+    assert len(seen) > 3
+    scale = sum(seen) / sum(wanted)
+    assert chisquare(seen, [w * scale for w in wanted]).pvalue > 1e-3

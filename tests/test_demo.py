@@ -27,6 +27,7 @@ from PIL import Image
 from lite_medrl.cli import main
 from lite_medrl.data.answers import FAILURES, parse
 from lite_medrl.recipe import load_recipe
+from lite_medrl.sections import Rollout
 from lite_medrl.tools import cards, demo
 from lite_medrl.tools.compare import Comparison, Reply, in_turn, spread
 from lite_medrl.tools.invocation import command
@@ -201,6 +202,24 @@ def test_watching_shows_every_stage_write_what_it_then_answers(comparison: Compa
         whole = comparison.answer(stage, question)
         assert texts[-1] == replies[stage].text == whole.text
         assert (replies[stage].answer, replies[stage].correct) == (whole.answer, whole.correct)
+
+
+def test_what_is_watched_is_drawn_and_stopped_as_the_recipe_says(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (question,) = comparison.examples(1)
+    told = {"generator": "hf", "stop": ["</think>"], "max_cache_gib": 1.5}
+    recipe = comparison.recipe.model_copy(update={"rollout": Rollout.model_validate(told)})
+    monkeypatch.setattr(comparison, "recipe", recipe)
+    seen = [said for stage, said in comparison.watch(question) if stage == "sft"]
+    texts, (reply,) = seen[:-1], [said for said in seen if isinstance(said, Reply)]
+    assert texts == [reply.text]  # transformers' generate, so in one piece
+    assert reply.text == comparison.answer("sft", question).text
+    assert reply.text.endswith("</think>")
+    tight = Rollout.model_validate(told | {"max_cache_gib": 1e-9})
+    monkeypatch.setattr(comparison, "recipe", comparison.recipe.model_copy(update={"rollout": tight}))
+    with pytest.raises(ModelError, match="no room for answers"):
+        list(comparison.watch(question))
 
 
 def test_without_a_gold_answer_nothing_is_right_or_wrong(comparison: Comparison) -> None:

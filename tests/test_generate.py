@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 from typing import Any
 
@@ -321,8 +322,8 @@ def test_greedy_answers_are_those_of_whole_forward_passes(qwen: Any, generator: 
 def test_with_m_rope_too_sampling_logps_are_the_rescored_ones(
     qwen: Any, monkeypatch: pytest.MonkeyPatch, generator: Any
 ) -> None:
-    for where in (module, hf_module):  # but the image token, which no completion may hold
-        monkeypatch.setattr(where, "special_ids", lambda processor, model: [IMAGE])
+    # All but the image token, which no completion may hold.
+    monkeypatch.setattr(module, "special_ids", lambda processor, model: [IMAGE])
     sampling = Sampling(7, 1.2)
     groups = generate(
         qwen.model, qwen.processor, qwen.inputs, num_generations=4, sampling=sampling, generator=generator
@@ -357,6 +358,61 @@ def test_every_option_counts_and_the_models_own_defaults_do_not(qwen: Any, gener
         assert run(Sampling(7, 1.2)) == plain
     finally:
         own.update(**before)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.7, "top_k": 5}, {"top_p": 0.8, "min_p": 0.05}, {"repetition_penalty": 1.4},
+     {"stop": ("</think>",)}],
+    ids=str,
+)  # fmt: skip
+def test_transformers_road_draws_the_same_answers_whatever_the_batch(
+    schooled: Any, options: dict[str, Any]
+) -> None:
+    """Each answer has its stream there too: three copies of a question in three batches are answered anew."""
+    copies = [tiny.samples("test")[i] for i in (0, 3, 0, 0)]
+    inputs = encode_prompts(schooled.processor, copies, instruction=tiny.INSTRUCTION)
+    common = {"num_generations": 4, "sampling": Sampling(14, **options), "seed": 3, "step": 1}
+    before = torch.get_rng_state()
+
+    def run(rows: slice, generator: Any) -> Any:
+        some = {key: value[rows] for key, value in inputs.items()}
+        keys = [7, 8, 9, 10][rows]
+        return generate(
+            schooled.model, schooled.processor, some, keys_P=keys, generator=generator, greedy_first=True,
+            **common,
+        )  # fmt: skip
+
+    ours, theirs = run(slice(None), "grouped"), run(slice(None), "hf")
+    assert ids(theirs) == ids(ours)
+    assert [c.finish_reason for g in theirs for c in g] == [c.finish_reason for g in ours for c in g]
+    for a, b in zip((c for g in theirs for c in g), (c for g in ours for c in g), strict=True):
+        assert a.logps == pytest.approx(b.logps, abs=2e-5)
+        assert a.sampling_logps == pytest.approx(b.sampling_logps, abs=2e-5)
+    parts = [run(slice(i, i + 1), "hf")[0] for i in range(4)]
+    assert ids(parts) == ids(theirs)
+    assert len({tuple(c.token_ids for c in theirs[p]) for p in (0, 2, 3)}) > 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_transformers_road_keeps_one_steps_distributions(
+    schooled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many tokens were drawn before; logits and scores of all steps were 16 GB at 64 x 200 x 152k."""
+    rows, held, real = 8, [], hf_module.draw_tokens
+
+    def spy(logits_RV: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        shape = logits_RV.shape
+        held.append(sum(type(x) is torch.Tensor and x.shape == shape for x in gc.get_objects()))
+        return real(logits_RV, *args, **kwargs)
+
+    monkeypatch.setattr(hf_module, "draw_tokens", spy)
+    generate(
+        schooled.model, schooled.processor, prompts(schooled.processor, 2), num_generations=rows // 2,
+        sampling=Sampling(12), generator="hf",
+    )  # fmt: skip
+    assert len(held) > 8
+    assert max(held) == held[1]
 
 
 def test_the_two_roads_agree(schooled: Any) -> None:

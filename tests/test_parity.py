@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import tiny
@@ -11,10 +12,14 @@ import torch
 from test_grpo import G, Watch, rows, trainer_of
 
 from lite_medrl.model import decode as decode_module
+from lite_medrl.sections import Recipe
+from lite_medrl.tools.closing import blank_answers
+from lite_medrl.tools.pipeline import Job
 from lite_medrl.train import grpo as grpo_module
 from lite_medrl.train.config import GRPOConfig
 from lite_medrl.train.parity import TOLERANCE, Guard, check, compute_dtype, logp_gap
-from lite_medrl.types import ModelError
+from lite_medrl.train.stages import generator_config
+from lite_medrl.types import ModelError, RecipeError
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +116,8 @@ def test_the_gate_is_trls(tmp_path: Path) -> None:
         ({"generator": "hf", "use_vllm": True}, "generator='hf' and use_vllm=True"),
         ({"max_cache_gib": 0.0}, "max_cache_gib=0.0: must be above 0"),
         ({"num_generations": 1}, "at least 2 generations"),
+        ({"stop": ["x"], "use_vllm": True}, "stop and use_vllm=True"),
+        ({"stop": ["x"], "mask_truncated_completions": True}, "stop and mask_truncated_completions=True"),
     ],
     ids=str,
 )
@@ -123,9 +130,56 @@ def test_the_generator_gets_what_the_config_says(tmp_path: Path, monkeypatch: py
     seen: list[dict[str, Any]] = []
     real = grpo_module.generate
     monkeypatch.setattr(grpo_module, "generate", lambda *a, **k: seen.append(k) or real(*a, **k))
-    options = {"generator": "hf", "max_cache_gib": 0.5, "repetition_penalty": 1.3, "min_p": 0.1}
+    options = {
+        "generator": "hf",
+        "max_cache_gib": 0.5,
+        "repetition_penalty": 1.3,
+        "min_p": 0.1,
+        "stop": ["is"],
+    }
     trainer = trainer_of(tmp_path, tiny.with_lora(tiny.loaded().model), **options)
     trainer.model.train()
     trainer._scored(rows(trainer, 2), G)
     assert (seen[0]["generator"], seen[0]["max_cache_gib"]) == ("hf", 0.5)
-    assert (seen[0]["sampling"].repetition_penalty, seen[0]["sampling"].min_p) == (1.3, 0.1)
+    sampling = seen[0]["sampling"]
+    assert (sampling.repetition_penalty, sampling.min_p, sampling.stop) == (1.3, 0.1, ("is",))
+    assert trainer_of(tmp_path, tiny.with_lora(tiny.loaded().model)).args.stop is None
+
+
+def rollout_of(**rollout: Any) -> Recipe:
+    return Recipe.model_validate({"rollout": rollout, "model": {"load_in_4bit": False}})
+
+
+def test_the_recipe_says_who_draws_and_where_answers_stop(tmp_path: Path) -> None:
+    """Every option of TRL's vLLM is reached by its own name; one that TRL lacks is named."""
+    common = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False}
+    ours = GRPOConfig(**common, **generator_config(rollout_of(stop=["</answer>"], max_cache_gib=0.5)))
+    assert (ours.generator, ours.max_cache_gib, ours.stop) == ("grouped", 0.5, ["</answer>"])
+    plain = GRPOConfig(**common, **generator_config(rollout_of(generator="vllm")))
+    assert (plain.use_vllm, plain.vllm_mode, plain.generation_kwargs) == (True, "colocate", None)
+    asked = {"vllm_mode": "server", "vllm_server_port": 8001, "vllm_gpu_memory_utilization": 0.4}
+    theirs = GRPOConfig(
+        **common, **generator_config(rollout_of(generator="vllm", vllm=asked, stop=["</answer>"]))
+    )
+    assert {name: getattr(theirs, name) for name in asked} == asked
+    assert theirs.generation_kwargs == {"stop": ["</answer>"], "include_stop_str_in_output": True}
+    for name in ("vllm_gpu_memory", "beta"):
+        with pytest.raises(RecipeError, match=f"rollout.vllm.{name}: TRL has no such option; did you mean"):
+            generator_config(rollout_of(generator="vllm", vllm={name: 1}))
+
+
+def test_measuring_stops_where_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def asked(*args: Any, sampling: Any, **kwargs: Any) -> Any:
+        seen.append(sampling.stop)
+        raise InterruptedError
+
+    monkeypatch.setattr("lite_medrl.measure.ask.ask", asked)
+    sets = dict.fromkeys(("test", "validation"), tiny.samples("test"))
+    recipe = rollout_of(stop=["</answer>", "x"])
+    job = SimpleNamespace(model=None, processor=None, recipe=recipe, sets=sets)
+    for measured in (lambda: blank_answers(job), lambda: Job.measure(cast(Any, job), "base", 0, "test")):
+        with pytest.raises(InterruptedError):
+            measured()
+    assert seen == [("</answer>", "x")] * 2

@@ -166,6 +166,22 @@ def test_vllm_does_not_go_with_4_bits(tmp_path: Path) -> None:
     assert "rollout.generator = 'sglang'" in complaint(tmp_path, "rollout: {generator: sglang}")
 
 
+def test_vllm_options_and_stops_are_read_or_refused(tmp_path: Path) -> None:
+    text = "rollout:\n  generator: vllm\n  stop: [</answer>]\n  vllm: {vllm_mode: server}\n"
+    resolved = load_recipe(
+        write(tmp_path, text), ["model.load_in_4bit=false", "rollout.vllm.vllm_server_port=8001"]
+    )
+    assert resolved.recipe.rollout.vllm == {"vllm_mode": "server", "vllm_server_port": 8001}
+    assert resolved.recipe.rollout.stop == ["</answer>"]
+    again = write(tmp_path, to_yaml(resolved))
+    assert load_recipe(again).recipe == resolved.recipe
+    unread = complaint(tmp_path, "rollout:\n  vllm: {vllm_mode: server}\n")
+    assert "mine.yaml:2: rollout.vllm has options, but rollout.generator = 'grouped'" in unread
+    assert "rollout.stop" in complaint(tmp_path, "rollout: {stop: ['']}")
+    masked = "rollout: {stop: [x]}\ngrpo: {mask_truncated_completions: true}\n"
+    assert "rollout.stop cannot be used with grpo.mask_truncated_completions" in complaint(tmp_path, masked)
+
+
 @pytest.mark.parametrize(
     ("override", "part"),
     [

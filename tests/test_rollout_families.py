@@ -20,7 +20,6 @@ from lite_medrl.model.pack_check import why_separate
 from lite_medrl.model.packed import base_of, token_types
 from lite_medrl.model.prefill import prefill, rows_prefill, tree_prefill, why_not
 from lite_medrl.model.score import score
-from lite_medrl.model.stops import Growing
 
 END, PAD = 7, 0
 BANNED = [PAD, 10, 11, IMAGE, 61, 62, 63]
@@ -179,9 +178,7 @@ def test_attention_that_another_library_replaced_goes_through_transformers(
     monkeypatch.setattr(kind, "forward", forward)
     assert prefill_module.replaced(base) == f"attention by {__name__}"
     called: list[bool] = []
-    monkeypatch.setattr(
-        generate_module, "hf_generate", lambda *a, **k: called.append(True) or [Growing(a[5], 1)] * 6
-    )
+    monkeypatch.setattr(generate_module, "hf_generate", lambda *a, **k: called.append(True))
     generate(base, make_processor(), make_inputs("qwen3_vl"), num_generations=2, sampling=Sampling(1))
     assert called == [True]
 

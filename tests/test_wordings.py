@@ -72,6 +72,9 @@ def test_our_own_protocol_asks_as_the_run_was_trained() -> None:
     assert told.id.startswith("lite-v1[prompt=")
     assert told.id != other.id
     assert worded(protocol("lite-v1"), Prompt()) == protocol("lite-v1")
+    ended = worded(protocol("lite-v1"), Prompt(), ["</answer>"])
+    assert (ended.stop, ended.id) == (("</answer>",), "lite-v1[stop=['</answer>']]")
+    assert worded(protocol("medbridgerl"), Prompt(), ["</answer>"]).stop == ()
     assert worded(protocol("medvlthinker"), Prompt(instruction="x")) == protocol("medvlthinker")
 
 

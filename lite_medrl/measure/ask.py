@@ -11,7 +11,7 @@ from lite_medrl.data.answers import Answer, is_gold, parse
 from lite_medrl.data.prompts import INSTRUCTION
 from lite_medrl.model.encode import encode_prompts
 from lite_medrl.model.generate import Generator, Sampling, generate
-from lite_medrl.sections import Rollout
+from lite_medrl.sections import Recipe, Rollout
 from lite_medrl.types import Sample
 
 
@@ -83,6 +83,12 @@ def drawing(rollout: Rollout) -> dict[str, Any]:
     """Who draws a recipe's answers, as keyword arguments; vLLM trains only, so ours measures then."""
     ours = rollout.generator if rollout.generator != "vllm" else "grouped"
     return {"generator": ours, "max_cache_gib": rollout.max_cache_gib}
+
+
+def greedy(recipe: Recipe) -> Sampling:
+    """The likeliest answer, as long as a measured one may be, ended as the recipe says."""
+    length = recipe.diagnose.max_completion_length
+    return Sampling(length, temperature=0.0, stop=tuple(recipe.rollout.stop))
 
 
 def read(sample: Sample, greedy: str, drawn: Sequence[str]) -> Asked:

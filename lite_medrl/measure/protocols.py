@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,6 +44,7 @@ class Protocol:
     top_p: float = 1.0
     top_k: int = 0
     system: str | None = None
+    stop: tuple[str, ...] = ()
     choose: bool = False
     source: str = "lite-medrl"
     note: str = ""
@@ -57,7 +58,7 @@ class Protocol:
 
     def to_json(self) -> dict[str, Any]:
         """All that it fixes, but for the words, which an example shows."""
-        names = ("name", "id", "profile", *CHANGEABLE, "system", "choose", "source", "note")
+        names = ("name", "id", "profile", *CHANGEABLE, "system", "stop", "choose", "source", "note")
         return {name: getattr(self, name) for name in names}
 
 
@@ -116,17 +117,22 @@ def protocol(name: str, changes: Mapping[str, Any] | None = None) -> Protocol:
     return replace(found, **new, changed={**found.changed, **new})
 
 
-def worded(found: Protocol, prompt: Prompt) -> Protocol:
-    """Our own protocol in the words that a run was trained in; those of others stay as they are published."""
-    if found.name != "lite-v1" or (prompt.instruction is None and prompt.system is None):
+def worded(found: Protocol, prompt: Prompt, stop: Sequence[str] = ()) -> Protocol:
+    """Our own protocol in the words, and ended by the texts, of a run; those of others stay as published."""
+    if found.name != "lite-v1":
         return found
-    instruction = INSTRUCTION if prompt.instruction is None else prompt.instruction
-    mark = f"{zlib.crc32(repr((prompt.system, instruction)).encode()):08x}"
+    changed = dict(found.changed)
+    if stop:
+        found, changed["stop"] = replace(found, stop=tuple(stop)), list(stop)
+    if prompt.instruction is not None or prompt.system is not None:
+        instruction = INSTRUCTION if prompt.instruction is None else prompt.instruction
+        changed["prompt"] = f"{zlib.crc32(repr((prompt.system, instruction)).encode()):08x}"
 
-    def words(sample: Sample) -> str:
-        return lite(sample, instruction)
+        def words(sample: Sample) -> str:
+            return lite(sample, instruction)
 
-    return replace(found, words=words, system=prompt.system, changed={**found.changed, "prompt": mark})
+        found = replace(found, words=words, system=prompt.system)
+    return replace(found, changed=changed)
 
 
 def _check(values: Mapping[str, Any]) -> None:

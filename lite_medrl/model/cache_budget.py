@@ -26,11 +26,13 @@ class Wave(NamedTuple):
 
 
 def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
-    """Keys and values of one token in all layers."""
+    """Keys and values of one token in all layers that hold any."""
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * text.num_hidden_layers * heads * width * dtype.itemsize
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    layers = sum(kind.endswith("attention") and kind != "linear_attention" for kind in kinds)
+    return 2 * layers * heads * width * dtype.itemsize
 
 
 def free_bytes(device: torch.device) -> int:
@@ -83,6 +85,17 @@ def waves(
         else:
             made.append(Wave([p], min(num_generations, (room - length) // max_new_tokens)))
     return made
+
+
+def check_rows(rows: int, length: int, *, token_bytes: int, budget_bytes: int) -> None:
+    """ModelError where transformers' cache, a whole row of `length` tokens for each answer, does not fit."""
+    needed = rows * length * token_bytes
+    if needed > budget_bytes:
+        raise ModelError(
+            f"no room for answers: transformers' generate holds {rows} rows of {length} tokens at once, "
+            f"which takes {gib(needed)} of keys and values, but {gib(budget_bytes)} may be used; lower the "
+            "batch size or num_generations, shorten max_completion_length, raise max_cache_gib or free memory"
+        )
 
 
 def fits(length_P: Sequence[int], answers: int, max_new_tokens: int, room: int) -> bool:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from lite_medrl.model.decode_graph import replayed
+from lite_medrl.model.head import head_logits
 from lite_medrl.model.kv_cache import Cells, Prefix, shared_cache
-from lite_medrl.model.prefill import head_logits
 from lite_medrl.model.sampling import Sampling, draw_tokens
 from lite_medrl.model.stops import Growing
 from lite_medrl.model.tree_mask import layer_kinds

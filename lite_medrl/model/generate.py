@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lite_medrl.model.cache_budget import bytes_per_token, free_bytes, waves
+from lite_medrl.model.cache_budget import bytes_per_token, check_rows, free_bytes, waves
 from lite_medrl.model.decode import Chance, decode
 from lite_medrl.model.encode import check_left_padded, special_ids, stop_ids
 from lite_medrl.model.folded import folded
@@ -29,7 +29,7 @@ from lite_medrl.model.packed import base_of
 from lite_medrl.model.prefill import prefill, replaced, why_not
 from lite_medrl.model.prompt_images import as_weights, join_images, split_images, with_equal_images
 from lite_medrl.model.sampling import Sampling, check, seen_tokens, uniforms
-from lite_medrl.model.stops import Growing, Stops, completions, make_stops
+from lite_medrl.model.stops import Growing, completions, make_stops
 from lite_medrl.model.tree_mask import device_of, mask_dtype
 from lite_medrl.types import Completion, DataError, RecipeError
 
@@ -71,7 +71,8 @@ def generate(
 
     Raises:
         RecipeError: a sampling option without meaning, a stop string that this tokenizer cannot write.
-        DataError: a prompt that fills the model's context. ModelError: no memory for one answer.
+        DataError: a prompt that fills the model's context. ModelError: no memory for one answer ("hf": for
+            all answers together).
     """
     count = len(inputs["input_ids"])
     asked = Asked(num_generations, sampling, seed, step, list(keys_P or range(count)), greedy_first)
@@ -141,10 +142,12 @@ def start(
     check_left_padded(inputs["attention_mask"])
     limit_P = [limit(base, p, length, asked.sampling.max_new_tokens) for p, length in enumerate(length_P)]
     answers = [Growing(stops, limit) for limit in limit_P for _ in range(asked.num_generations)]
-    if generator == "hf" or not treats(base, inputs):
-        return Rollout(answers, by_transformers(model, processor, inputs, asked, stops, answers))
     device, token_bytes = device_of(base), bytes_per_token(base.config, mask_dtype(base))
     budget = free_bytes(device) if max_cache_gib is None else int(max_cache_gib * 2**30)
+    if generator == "hf" or not treats(base, inputs):
+        longest = inputs["input_ids"].shape[1] + max(limit_P)
+        check_rows(len(answers), longest, token_bytes=token_bytes, budget_bytes=budget)
+        return Rollout(answers, by_transformers(model, processor, inputs, asked, answers))
     order = image_order(base, inputs)
     planned = waves(
         [length_P[p] for p in order],
@@ -256,14 +259,10 @@ def by_transformers(
     processor: Any,
     inputs: Mapping[str, Tensor],
     asked: Asked,
-    stops: Stops,
-    answers: list[Growing],
+    answers: Sequence[Growing],
 ) -> Steps:
     """All answers in one step, through `model.generate`."""
-    size = asked.num_generations
-    where = {"seed": asked.seed, "step": asked.step}
-    answers[:] = hf_generate(model, processor, inputs, size, asked.sampling, stops, **where)
-    if asked.greedy_first:
-        greedy = Sampling(asked.sampling.max_new_tokens, temperature=0.0, stop=asked.sampling.stop)
-        answers[::size] = hf_generate(model, processor, inputs, 1, greedy, stops, **where)
+    prompts, numbers = range(len(inputs["input_ids"])), range(asked.num_generations)
+    chance = draws(base_of(model), processor, inputs, asked, prompts, numbers)
+    hf_generate(model, inputs, answers, chance, pad_token_id=processor.tokenizer.pad_token_id)
     yield list(range(len(answers)))

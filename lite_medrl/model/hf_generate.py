@@ -1,72 +1,87 @@
 """Answers by transformers' own generate: for models that we do not treat, and as what ours is measured
 against.
 
-It has one random stream a batch instead of one an answer, and reads every prompt once for each answer.
+The forward passes, the cache and the loop are transformers'; the tokens are drawn as `decode` draws them,
+each answer from its own random stream, so a batch's layout changes nothing here either, no global random
+state is touched, and of a step's distribution only the drawn token's log-probs are kept. Every prompt is
+read once for each answer, and an answer that ended stays in the batch.
+
+Letters: R rows (answers), V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from lite_medrl.model.encode import special_ids
-from lite_medrl.model.sampling import Sampling
-from lite_medrl.model.stops import Growing, Stops
+from lite_medrl.model.decode import Chance
+from lite_medrl.model.sampling import draw_tokens
+from lite_medrl.model.stops import Growing
 
 
 def hf_generate(
     model: Any,
-    processor: Any,
     inputs: Mapping[str, Tensor],
-    num_generations: int,
-    sampling: Sampling,
-    stops: Stops,
+    answers: Sequence[Growing],
+    chance: Chance,
     *,
-    seed: int,
-    step: int,
-    **options: Any,
-) -> list[Growing]:
-    """P * G answers; `options` go to `model.generate`."""
-    torch.manual_seed(hash((seed, step)) % 2**31)
-    if sampling.temperature > 0:
-        options |= {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")}
-    if stops.strings:
-        options |= {"stop_strings": list(stops.strings), "tokenizer": stops.tokenizer}
-    output = model.generate(
-        **inputs,
-        do_sample=sampling.temperature > 0,
-        num_return_sequences=num_generations,
-        max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=sorted(stops.ids),
-        pad_token_id=processor.tokenizer.pad_token_id,
-        suppress_tokens=special_ids(processor, model),
-        repetition_penalty=sampling.repetition_penalty,  # the model's own default would count otherwise
-        output_logits=True,
-        output_scores=True,
-        return_dict_in_generate=True,
-        **options,
-    )
-    new_RT = output.sequences[:, inputs["input_ids"].shape[1] :]
-    sampled_RT = _logp(output.scores, new_RT, 1.0)
-    own_RT = _logp(output.logits, new_RT, sampling.temperature or 1.0)
-    answers = []
-    for row in zip(new_RT.tolist(), sampled_RT.tolist(), own_RT.tolist(), strict=True):
-        answer = Growing(stops, sampling.max_new_tokens)
-        for token, sampled, own in zip(*row, strict=True):
-            if not answer.add(token, sampled, own):
-                break
-        answers.append(answer)
-    return answers
+    pad_token_id: int | None,
+) -> None:
+    """Grows G answers to each of P prompts, prompt after prompt, to their ends."""
+    drawing, device = Drawing(answers, chance), inputs["input_ids"].device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        model.generate(
+            **inputs,
+            do_sample=True,  # from one token, `Drawing`'s; without it a prompt has one answer
+            num_return_sequences=len(answers) // len(inputs["input_ids"]),
+            max_new_tokens=max(answer.limit for answer in answers),
+            pad_token_id=pad_token_id,
+            repetition_penalty=1.0,  # the model's own default would count otherwise
+            logits_processor=LogitsProcessorList([drawing]),
+            stopping_criteria=StoppingCriteriaList([Over(drawing)]),
+        )
 
 
-def _logp(logits_T: tuple[Tensor, ...], token_RT: Tensor, temperature: float) -> Tensor:
-    """Log-probs fp32 [R, T] of the tokens, step by step to hold one step's distribution at a time."""
-    steps = zip(logits_T, token_RT.T, strict=True)
-    found = [
-        (logits_RV.float() / temperature).log_softmax(-1).gather(1, token_R[:, None]).squeeze(1)
-        for logits_RV, token_R in steps
-    ]
-    return torch.stack(found, 1)
+class Drawing(LogitsProcessor):
+    """Draws every row's next token from the model's logits, and leaves that token alone to be chosen."""
+
+    def __init__(self, answers: Sequence[Growing], chance: Chance) -> None:
+        places = 1 if chance.seen_PV is None else len(answers) // len(chance.seen_PV)
+        self.answers, self.chance, self.column = answers, chance, 0
+        self.seen_RV = None if chance.seen_PV is None else chance.seen_PV.repeat_interleave(places, 0)
+        self.going = [True] * len(answers)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """-inf everywhere but at the drawn tokens [R, V]; FloatingPointError for logits that are NaN."""
+        drawn = draw_tokens(
+            scores,
+            self.chance.uniform_RT[:, self.column],
+            self.chance.sampling,
+            banned=self.chance.banned,
+            greedy_R=self.chance.greedy_R,
+            seen_RV=self.seen_RV,
+        )
+        values = torch.stack([drawn.sampling_logp_R, drawn.logp_R], 1)
+        if not bool(values.isfinite().all()):
+            raise FloatingPointError("the model's logits are not finite while answers are drawn")
+        for row, (token, logps) in enumerate(zip(drawn.token_R.tolist(), values.tolist(), strict=True)):
+            self.going[row] = self.going[row] and self.answers[row].add(token, *logps)
+        self.column += 1
+        if self.seen_RV is not None:
+            self.seen_RV.scatter_(1, drawn.token_R[:, None], True)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn.token_R[:, None], 0.0)
+
+
+class Over(StoppingCriteria):
+    """Says which answers are over."""
+
+    def __init__(self, drawing: Drawing) -> None:
+        self.drawing = drawing
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """True for rows that have ended, bool [R]."""
+        return ~torch.tensor(self.drawing.going, device=input_ids.device)

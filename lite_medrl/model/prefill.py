@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
+from lite_medrl.model.head import head_logits
 from lite_medrl.model.kv_cache import Prefix
 from lite_medrl.model.load import text_model
 from lite_medrl.model.pack_check import TEXT_MODELS, path_to, rope_types, why_separate
@@ -160,12 +161,3 @@ def join(places: list[tuple[Prefix, int]]) -> Prefix:
 def fill(x_HLW: Tensor, length: int) -> Tensor:
     """Zeros behind the last token, up to `length`."""
     return torch.nn.functional.pad(x_HLW, (0, 0, 0, length - x_HLW.shape[1]))
-
-
-def head_logits(base: Any, hidden_RD: Tensor) -> Tensor:
-    """The head over these states as `score` computes it: bias and soft cap included, fp32."""
-    logits_RV = base.get_output_embeddings()(hidden_RD)
-    if logits_RV.dtype != torch.float64:
-        logits_RV = logits_RV.float()
-    cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
-    return logits_RV if cap is None else cap * torch.tanh(logits_RV / cap)

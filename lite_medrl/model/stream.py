@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections import abc
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lite_medrl.model.generate import Asked, Sampling, answering, start
+from lite_medrl.model.generate import Asked, Generator, Sampling, answering, start
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer writes for the first bytes of a character
 
@@ -23,14 +24,17 @@ def stream(
     sampling: Sampling,
     seed: int = 0,
     key: int = 0,
-) -> Generator[str, None, None]:
+    generator: Generator = "grouped",
+    max_cache_gib: float | None = None,
+) -> abc.Generator[str, None, None]:
     """The text of the answer to one prompt so far, again after each token; the last is the whole answer.
 
-    It is the same answer as `generate` gives. Whoever stops listening early leaves the model usable.
+    It is the same answer as `generate` gives; with `generator` "hf" it comes in one piece. Whoever stops
+    listening early leaves the model usable.
     """
     asked = Asked(1, sampling, seed, 0, [key], False)
     with answering(model):
-        rollout = start(model, processor, inputs, asked)
+        rollout = start(model, processor, inputs, asked, generator, max_cache_gib)
         text = ""
         with closing(rollout.steps) as steps:
             for _ in steps:

@@ -71,7 +71,7 @@ def unseen_rows(job: Any) -> list[Json]:
     test = checked_images(job.sets["test"], on_error="stop", tally=Tally()).samples
     recipe = job.recipe
     changes = {"num_samples": 0, "max_new_tokens": recipe.diagnose.max_completion_length}
-    asked = worded(protocol("lite-v1", changes), recipe.prompt)
+    asked = worded(protocol("lite-v1", changes), recipe.prompt, recipe.rollout.stop)
     answerer = Answerer(
         job.model, job.processor, asked, recipe.diagnose.batch_size, recipe.seed, **drawing(recipe.rollout)
     )

@@ -91,12 +91,12 @@ class Comparison:
 
     def watch(self, sample: Sample) -> Iterator[tuple[str, str | Reply]]:
         """Each stage with its greedy answer so far, token after token, and then with its reply."""
+        from lite_medrl.measure.ask import drawing, greedy
         from lite_medrl.model.adapters import answering_as
         from lite_medrl.model.encode import encode_prompts, wording
-        from lite_medrl.model.generate import Sampling
         from lite_medrl.model.stream import stream
 
-        sampling = Sampling(self.recipe.diagnose.max_completion_length, temperature=0.0)
+        how = {"sampling": greedy(self.recipe), "seed": self.recipe.seed, **drawing(self.recipe.rollout)}
         for stage in self.stages:
             start, text = time.perf_counter(), ""
             inputs = encode_prompts(
@@ -104,7 +104,7 @@ class Comparison:
             )
             with (
                 answering_as(self.model, stage),
-                closing(stream(self.model, self.processor, inputs, sampling=sampling)) as texts,
+                closing(stream(self.model, self.processor, inputs, **how)) as texts,
             ):
                 for text in texts:
                     yield stage, text
@@ -123,12 +123,11 @@ class Comparison:
 
         Raises DataError for an image that cannot be used.
         """
-        from lite_medrl.measure.ask import ask, drawing
+        from lite_medrl.measure.ask import ask, drawing, greedy
         from lite_medrl.model.adapters import answering_as
         from lite_medrl.model.encode import wording
-        from lite_medrl.model.generate import Sampling
 
-        sampling = Sampling(self.recipe.diagnose.max_completion_length, temperature=0.0)
+        sampling = greedy(self.recipe)
         with answering_as(self.model, stage):
             start = time.perf_counter()
             (asked,) = ask(

@@ -84,7 +84,9 @@ class Job:
         changes = dict(request.changes)
         if self.target.run and request.protocol == "lite-v1" and changes.get("max_new_tokens") is None:
             changes["max_new_tokens"] = self.target.recipe.diagnose.max_completion_length
-        self.protocol = worded(protocol(request.protocol, changes), self.target.recipe.prompt)
+        self.protocol = worded(
+            protocol(request.protocol, changes), self.target.recipe.prompt, self.target.recipe.rollout.stop
+        )
         self.folder = folder or Path("evals") / safe(
             f"{self.target.label}-{'+'.join(names)}-{request.protocol}"
         )

@@ -101,6 +101,10 @@ class Job:
         recipe, data = resolved.recipe, resolved.recipe.data
         if recipe.rollout.generator == "vllm" and recipe.grpo.enabled and find_spec("vllm") is None:
             raise RecipeError("rollout.generator = 'vllm': vllm is not installed; take generator: grouped")
+        if recipe.rollout.vllm:
+            from lite_medrl.train.stages import vllm_options
+
+            vllm_options(recipe.rollout.vllm)
         tallies = {name: Tally() for name in ("train", "validation", "test")}
         reading = {"kinds": data.kinds, "on_error": data.on_error}
         sets = {
@@ -224,6 +228,7 @@ class Job:
                     settings.top_k,
                     settings.min_p,
                     settings.repetition_penalty,
+                    tuple(self.recipe.rollout.stop),
                 ),
                 batch_size=settings.batch_size,
                 seed=self.recipe.seed,

@@ -72,9 +72,22 @@ class GRPOConfig(trl.GRPOConfig):
         None, "Keys and values that a rollout may hold at once; left out, most of the memory that is free."
     )
 
+    stop: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Texts that end a completion, which keeps them; vLLM's are in `generation_kwargs`."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self)
+        if self.stop and self.use_vllm:
+            raise ValueError("stop and use_vllm=True: give vLLM its stops in generation_kwargs")
+        if self.stop and self.mask_truncated_completions:
+            raise ValueError(
+                "stop and mask_truncated_completions=True: TRL takes a stopped one for truncated"
+            )
         if self.generator not in GENERATORS:
             raise ValueError(f"generator={self.generator!r}: must be one of {', '.join(GENERATORS)}")
         if self.generator == "hf" and self.use_vllm:

@@ -124,7 +124,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         inputs = {key: value.to(self.accelerator.device) for key, value in inputs.items()}
         sampling = Sampling(
             self.max_completion_length, self.temperature, self.top_p, self.top_k or 0, self.min_p,
-            self.repetition_penalty,
+            self.repetition_penalty, tuple(getattr(self.args, "stop", None) or ()),
         )  # fmt: skip
         model = self.accelerator.unwrap_model(self.model_wrapped)
         shown = images_of_prompts(inputs, images[::size] if images else None, len(inputs["input_ids"]))

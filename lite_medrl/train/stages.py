@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from lite_medrl.train.grpo import GRPOTrainer
 from lite_medrl.train.guards import FiniteOnly, refuse_not_finite, told_by_stage
 from lite_medrl.train.rewards import resolve
 from lite_medrl.train.sft import SFTTrainer
-from lite_medrl.types import Sample
+from lite_medrl.types import RecipeError, Sample
 
 Row = dict[str, Any]
 # TRL's names on the left, ours in metrics.jsonl on the right; others pass through.
@@ -164,8 +166,24 @@ def generator_config(recipe: Recipe) -> dict[str, Any]:
     """Who draws the completions, in our config's words or, for vLLM, in TRL's."""
     rollout = recipe.rollout
     if rollout.generator == "vllm":
-        return {"use_vllm": True, "vllm_mode": "colocate"}
-    return {"generator": rollout.generator, "max_cache_gib": rollout.max_cache_gib}
+        stops = {"generation_kwargs": {"stop": rollout.stop, "include_stop_str_in_output": True}}
+        options = {"vllm_mode": "colocate"} | vllm_options(rollout.vllm)
+        return {"use_vllm": True, **options, **(stops if rollout.stop else {})}
+    return {
+        "generator": rollout.generator,
+        "max_cache_gib": rollout.max_cache_gib,
+        "stop": rollout.stop or None,
+    }
+
+
+def vllm_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as they are; RecipeError for one that TRL does not have."""
+    known = [field.name for field in fields(GRPOConfig) if field.name.startswith("vllm_")]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, 1, 0.0)[0]
+            raise RecipeError(f"rollout.vllm.{name}: TRL has no such option; did you mean {near}?")
+    return dict(options)
 
 
 def run_quietly(trainer: Any, stage: str) -> None:

@@ -106,7 +106,7 @@ def random_subject(name: str, prompts: int, prompt_tokens: int) -> Subject:
     policy = policy_for_machine()
     with torch.device(policy.device):
         torch.manual_seed(0)
-        model = qwen3_vl(SHAPES[name]).to(policy.dtype).eval()
+        model = qwen3_vl(SHAPES[name], policy.dtype).eval()
     quantise(model, policy.dtype)
     vision = model.config.vision_config
     side = max(1, int((prompt_tokens / 2) ** 0.5))
@@ -134,8 +134,8 @@ def random_subject(name: str, prompts: int, prompt_tokens: int) -> Subject:
     return Subject(name, model, SimpleNamespace(tokenizer=tokenizer), inputs, policy.dtype)
 
 
-def qwen3_vl(shape: dict[str, dict[str, Any]]) -> Any:
-    """A Qwen3-VL of this shape, head tied to the embedding."""
+def qwen3_vl(shape: dict[str, dict[str, Any]], dtype: torch.dtype = torch.float32) -> Any:
+    """A Qwen3-VL of this shape, head tied to the embedding; weights are made in this dtype."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     text = dict(shape["text"])
@@ -147,7 +147,7 @@ def qwen3_vl(shape: dict[str, dict[str, Any]]) -> Any:
         image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START,
         vision_end_token_id=VISION_END, tie_word_embeddings=True,
     )  # fmt: skip
-    return Qwen3VLForConditionalGeneration(config)
+    return Qwen3VLForConditionalGeneration._from_config(config, dtype=dtype)
 
 
 def quantise(model: Any, dtype: torch.dtype) -> None:

@@ -1,8 +1,8 @@
 """The generators that the rollout benchmark compares: each takes prompts and draws answers of a fixed length.
 
 All answer the same prompts with the same 4-bit weights and the same live adapter. Unsloth and vLLM load the
-model by themselves, so they need a folder or hub id, and are left out (with the reason in their row)
-otherwise.
+model by themselves, so they need a folder or hub id; who cannot be measured has no row, and the log says
+why.
 """
 
 from __future__ import annotations
