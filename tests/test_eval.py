@@ -647,6 +647,17 @@ def test_one_image_alone_has_no_other(tmp_path: Path) -> None:
     assert len(lines(tmp_path / "x")) == 3
 
 
+def test_a_prompt_that_is_too_long_is_refused_first(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = tiny.rows(3, "test")
+    rows[2]["question"] = "which colour ? " * 2000
+    path = tiny.write_data(tmp_path, rows)
+    assert run(tmp_path / "x", *FAST, source=str(path)) == 2
+    assert f"sample {rows[2]['id']}: its prompt has" in capfd.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def test_two_files_of_one_name(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()

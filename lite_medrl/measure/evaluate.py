@@ -19,6 +19,7 @@ from lite_medrl.measure.shown import Exchange, Shown
 from lite_medrl.model.choices import option_logps
 from lite_medrl.model.encode import encode_prompts
 from lite_medrl.model.generate import Generator, Sampling, generate
+from lite_medrl.model.prompt_length import check_prompt_lengths
 from lite_medrl.types import LETTERS, Sample
 
 Row = dict[str, Any]
@@ -77,6 +78,12 @@ def evaluate(
                 rows.append(whole_row(one, said, protocol, part(one.sample)) | more)
             rows += [short_row(ones[0].sample, i, text, protocol) for i, text in enumerate(texts, 1)]
         yield rows
+
+
+def check_lengths(loaded: Any, samples: Sequence[Sample], protocol: Protocol) -> None:
+    """DataError for the first question whose prompt, in the protocol's words, fills the model's context."""
+    put = [replace(s, question=protocol.words(s), options=()) for s in samples]
+    check_prompt_lengths(loaded.model, loaded.processor, put, instruction="", system=protocol.system)
 
 
 def posed(protocol: Protocol, sample: Sample, shown: Sequence[Shown], exchange: Exchange) -> list[Posed]:

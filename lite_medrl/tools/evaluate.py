@@ -95,6 +95,7 @@ class Job:
         """Everything that can be refused is refused here; then the folder is begun."""
         from lite_medrl.data.sources import Tally
         from lite_medrl.measure.benchmarks import questions_of
+        from lite_medrl.measure.evaluate import check_lengths
         from lite_medrl.measure.shown import exchange
 
         self.tallies = [Tally() for _ in self.benchmarks]
@@ -110,6 +111,8 @@ class Job:
                 f"--protocol {self.protocol.name}: chooses a letter, but no question has options"
             )
         self.loaded, self.model = load_target(self.target)
+        for samples in self.samples:
+            check_lengths(self.loaded, samples, self.protocol)
         eval_folder.open_folder(self.folder, self.setup(), self.shard, resume=resume, overwrite=overwrite)
 
     def setup(self) -> Json:
