@@ -11,6 +11,7 @@ from lite_medrl.data.answers import Answer, is_gold, parse
 from lite_medrl.data.prompts import INSTRUCTION
 from lite_medrl.model.encode import encode_prompts
 from lite_medrl.model.generate import Generator, Sampling, generate
+from lite_medrl.model.prompt_length import check_prompt_lengths
 from lite_medrl.sections import Recipe, Rollout
 from lite_medrl.types import Sample
 
@@ -51,7 +52,11 @@ def ask(
         generator, max_cache_gib: as `generate` takes them.
         blank: put a grey image in place of every image.
         progress: called with the number of questions done in each batch.
+
+    Raises:
+        DataError: a question whose prompt fills the model's context, before the first forward pass.
     """
+    check_prompt_lengths(model, processor, samples, instruction=instruction, system=system)
     per_batch, device = max(1, batch_size // (num_samples + 1)), next(model.parameters()).device
     asked: list[Asked] = []
     for start in range(0, len(samples), per_batch):

@@ -28,10 +28,11 @@ from lite_medrl.model.kv_cache import shared_attention
 from lite_medrl.model.packed import base_of
 from lite_medrl.model.prefill import prefill, replaced, why_not
 from lite_medrl.model.prompt_images import as_weights, join_images, split_images, with_equal_images
+from lite_medrl.model.prompt_length import context_of, too_long
 from lite_medrl.model.sampling import Sampling, check, seen_tokens, uniforms
 from lite_medrl.model.stops import Growing, completions, make_stops
 from lite_medrl.model.tree_mask import device_of, mask_dtype
-from lite_medrl.types import Completion, DataError, RecipeError
+from lite_medrl.types import Completion, RecipeError
 
 __all__ = ["Generator", "Sampling", "generate"]
 
@@ -164,13 +165,9 @@ def start(
 
 def limit(base: Any, p: int, length: int, max_new_tokens: int) -> int:
     """How many tokens an answer may have; DataError for a prompt that fills the model's context."""
-    text = base.config.get_text_config()
-    context = getattr(text, "max_position_embeddings", None) or length + max_new_tokens
+    context = context_of(base) or length + max_new_tokens
     if length >= context:
-        raise DataError(
-            f"prompt {p} has {length} tokens, but the model's context holds {context} with the answer; "
-            "shorten the question, or set model.max_image_tokens"
-        )
+        raise too_long(f"prompt {p}", length, context)
     return min(max_new_tokens, context - length)
 
 

@@ -86,8 +86,10 @@ class Job:
     def prepare(cls, resolved: Resolved, folder: Path, *, overwrite: bool, resume: bool) -> Job:
         """Everything that can be refused is refused here, before the folder is touched."""
         from lite_medrl.data.sources import Tally, check_images, load_samples, with_good_images
+        from lite_medrl.model.encode import wording
         from lite_medrl.model.load import add_lora, fingerprint, load_for
         from lite_medrl.model.pack_check import require_packable
+        from lite_medrl.model.prompt_length import check_prompt_lengths
 
         recipe, data = resolved.recipe, resolved.recipe.data
         if recipe.rollout.generator == "vllm" and recipe.grpo.enabled and find_spec("vllm") is None:
@@ -116,6 +118,8 @@ class Job:
         if "required" in (recipe.sft.prefix_tree, recipe.grpo.prefix_tree):
             require_packable(loaded.model)
         say(f"{recipe.model.model_name_or_path}: {loaded.policy}")
+        for samples in sets.values():
+            check_prompt_lengths(loaded.model, loaded.processor, samples, **wording(recipe.prompt))
         base = fingerprint(loaded.model)
         peft = add_lora(
             loaded.model,
