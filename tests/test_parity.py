@@ -13,7 +13,7 @@ from test_grpo import G, Watch, rows, trainer_of
 
 from lite_medrl.model import decode as decode_module
 from lite_medrl.sections import Recipe
-from lite_medrl.tools.closing import blank_answers
+from lite_medrl.tools.closing import unseen_rows
 from lite_medrl.tools.pipeline import Job
 from lite_medrl.train import grpo as grpo_module
 from lite_medrl.train.config import GRPOConfig
@@ -176,10 +176,11 @@ def test_measuring_stops_where_the_recipe_says(monkeypatch: pytest.MonkeyPatch) 
         raise InterruptedError
 
     monkeypatch.setattr("lite_medrl.measure.ask.ask", asked)
+    monkeypatch.setattr("lite_medrl.measure.evaluate.generate", asked)
     sets = dict.fromkeys(("test", "validation"), tiny.samples("test"))
-    recipe = rollout_of(stop=["</answer>", "x"])
-    job = SimpleNamespace(model=None, processor=None, recipe=recipe, sets=sets)
-    for measured in (lambda: blank_answers(job), lambda: Job.measure(cast(Any, job), "base", 0, "test")):
+    recipe, loaded = rollout_of(stop=["</answer>", "x"]), tiny.loaded()
+    job = SimpleNamespace(model=loaded.model, processor=loaded.processor, recipe=recipe, sets=sets)
+    for measured in (lambda: unseen_rows(job), lambda: Job.measure(cast(Any, job), "base", 0, "test")):
         with pytest.raises(InterruptedError):
             measured()
     assert seen == [("</answer>", "x")] * 2

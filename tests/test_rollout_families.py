@@ -230,11 +230,7 @@ def test_a_model_that_may_not_be_packed_prefills_padded_rows(monkeypatch: pytest
 
 
 def test_on_the_embedded_model_they_differ_by_rounding_alone() -> None:
-<<<<<<< HEAD
-    """In float64, to 1e-12 (measured: 2.4e-14); in fp32 hidden states are rounded, which leaves 1e-5."""
-=======
     """In float64, to 1e-12 (measured: 2.4e-14); what is left in fp32 is the rounding of hidden states."""
->>>>>>> 6e172a3bfcd0c3a9353d6967a176af1c03bfec55
     loaded = load("embedded", load_in_4bit=False)
     model = tiny.in_fp64(tiny.with_lora(loaded.model, scale=0.02)).eval()
     inputs = encode_prompts(loaded.processor, load_samples("embedded", "validation")[:6])
