@@ -1,11 +1,13 @@
-"""Intervals and paired tests against scipy, closed forms and brute force."""
+"""Intervals and paired tests against scipy, what statsmodels said, closed forms and brute force."""
 
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
+from golden_statsmodels import CASES, GOLDEN, LARGEST, counts
 from scipy import stats
 
 from lite_medrl.measure import statistics
@@ -61,10 +63,36 @@ def test_mcnemar_is_the_exact_binomial_test(b: int, c: int) -> None:
     assert test.difference == pytest.approx((c - b) / (b + c + 3), abs=1e-15)
 
 
-def statsmodels_mcnemar(b: int, c: int) -> tuple[float, float]:
-    """What statsmodels.stats.contingency_tables.mcnemar states: exact and corrected chi-square p."""
-    exact = 2 * stats.binom.cdf(min(b, c), b + c, 0.5) if b != c else 1.0
-    return min(exact, 1.0), stats.chi2.sf((abs(b - c) - 1) ** 2 / (b + c), 1)
+def answers_of(b: int, c: int, both: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Two models' answers that differ on b and c items."""
+    return np.array([1] * b + [0] * c + [1] * both), np.array([0] * b + [1] * c + [1] * both)
+
+
+STATSMODELS = json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+def test_mcnemar_is_statsmodels() -> None:
+    """Its `mcnemar`, exact and corrected; it has no mid-p, and where b = c it squares -1 and ours is 1."""
+    assert [(row["b"], row["c"]) for row in STATSMODELS["mcnemar"]] == counts()[0]
+    for row in STATSMODELS["mcnemar"]:
+        first, second = answers_of(row["b"], row["c"])
+        assert mcnemar(first, second).p == pytest.approx(row["exact"], abs=1e-12)
+        corrected = mcnemar(first, second, method="continuity").p
+        if row["b"] == row["c"]:
+            assert (corrected, row["exact"]) == (1.0, 1.0)
+            assert row["continuity"] == pytest.approx(stats.chi2.sf(1 / (row["b"] + row["c"]), 1), abs=1e-12)
+        else:
+            assert corrected == pytest.approx(row["continuity"], abs=1e-12)
+
+
+def test_wilson_is_statsmodels() -> None:
+    """Its `proportion_confint(method="wilson")`."""
+    asked = [(row["correct"], row["n"], row["confidence"]) for row in STATSMODELS["wilson"]]
+    assert asked == counts()[1]
+    assert len(asked) == CASES * len(LARGEST)
+    for row in STATSMODELS["wilson"]:
+        ours = wilson_ci(row["correct"], row["n"], confidence=row["confidence"])
+        assert ours == pytest.approx(row["ci"], abs=1e-12)
 
 
 def fagerland_mid_p(b: int, c: int) -> float:
@@ -80,8 +108,8 @@ def test_mcnemar_methods_on_random_answers(seed: int) -> None:
     second = np.where(random.random(len(first)) < 0.3, random.random(len(first)) < 0.6, first)
     b, c = int((first & ~second).sum()), int((~first & second).sum())
     assert b != c
-    exact, corrected = statsmodels_mcnemar(b, c)
-    assert mcnemar(first, second).p == pytest.approx(exact, abs=1e-12)
+    corrected = stats.chi2.sf((abs(b - c) - 1) ** 2 / (b + c), 1)
+    assert mcnemar(first, second).p == pytest.approx(stats.binomtest(b, b + c).pvalue, abs=1e-12)
     assert mcnemar(first, second, method="continuity").p == pytest.approx(corrected, abs=1e-12)
     assert mcnemar(first, second, method="mid-p").p == pytest.approx(fagerland_mid_p(b, c), abs=1e-12)
     assert mcnemar(first, second, method="mid-p").p < mcnemar(first, second).p
