@@ -51,6 +51,7 @@ from lite_medrl.model.load import (
 )
 from lite_medrl.model.score import score
 from lite_medrl.tools.look import processor_of
+from lite_medrl.sections import Model
 from lite_medrl.types import ModelError, RecipeError
 
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "language-linear"}
@@ -417,7 +418,7 @@ def test_an_error_of_the_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch, fa
         load("someone/model")
     assert str(caught.value) == f"model.model_name_or_path: cannot load 'someone/model': {told}"
     with pytest.raises(ModelError) as caught:
-        processor_of("someone/model")
+        processor_of(Model(), "someone/model")
     assert str(caught.value) == f"--model: no processor for 'someone/model': {told}"
 
 
