@@ -22,7 +22,8 @@ MAY = {
     "train": {"model", "data", "types"} | BESIDE,
     "measure": {"model", "data", "types"} | BESIDE,
     "tools": {"train", "measure", "model", "data", "types"} | BESIDE,
-    "cli": {"tools", "measure", "types"} | BESIDE,
+    "cli": {"flags", "tools", "measure", "types"} | BESIDE,
+    "flags": set(),
     "__main__": {"cli"},
     "__init__": {"train"},
 }

@@ -50,8 +50,8 @@ from lite_medrl.model.load import (
     with_advice,
 )
 from lite_medrl.model.score import score
-from lite_medrl.tools.look import processor_of
 from lite_medrl.sections import Model
+from lite_medrl.tools.look import processor_of
 from lite_medrl.types import ModelError, RecipeError
 
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "language-linear"}
