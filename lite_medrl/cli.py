@@ -363,12 +363,13 @@ def decision(row: dict[str, Any]) -> str:
     return f"after {row['after']}: {decided(row)} ({support})"
 
 
-def bench_rollout(args: argparse.Namespace, show: Show) -> None:
+def bench_rollout(args: argparse.Namespace, show: Show) -> int:
     """Tokens a second, time to the first one and memory of every generator on the same prompts."""
     from lite_medrl.tools.bench.rollout import describe, run_rollout
 
     result = run_rollout(args)
     show(result, describe(result["rows"]))
+    return 0 if result["rows"] else BAD_INPUT
 
 
 @contextmanager

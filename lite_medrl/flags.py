@@ -133,4 +133,5 @@ def add_rollout_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt-tokens", "--prompt_tokens", type=int, help="of random weights' prompts")
     parser.add_argument("--new-tokens", "--new_tokens", type=int, help="tokens of an answer")
     parser.add_argument("--repeats", type=int, help="timed calls a row; the median counts (3, with --tiny 2)")
+    parser.add_argument("--minutes", type=float, help="no row is begun after this time")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="append the rows to this CSV file")

@@ -27,7 +27,7 @@ def counts(seed: int = 0) -> tuple[list[tuple[int, int]], list[tuple[int, int, f
     for largest in LARGEST:
         for _ in range(CASES):
             b, c = draw.randint(0, largest), draw.randint(0, largest)
-            pairs.append((b, max(c, not b)))
+            pairs.append((b, max(c, int(not b))))
             n = draw.randint(1, largest)
             shares.append((draw.randint(0, n), n, round(draw.uniform(0.5, 0.999), 3)))
     return pairs, shares

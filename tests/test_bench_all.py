@@ -63,4 +63,30 @@ def test_rows_are_kept_failures_named_and_time_shared(
 
 def test_a_part_that_prints_rows_alone() -> None:
     part = Part("kernels", ["-c", "print('[{\"op\": 1}]')"], 1.0)
-    assert run(part, 20.0) == [{"op": 1}]
+    assert run(part, 20.0).rows == [{"op": 1}]
+
+
+def test_a_red_row_costs_neither_rows_nor_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"impl": "triton", "check": "ok"}, {"impl": "liger", "check": "wrong: 3 > 1"}]
+    figures = [
+        {"figure": "a", "measured": 0.5, "verdict": "met"},
+        {"figure": "b", "measured": None, "verdict": "not measured"},
+    ]
+    printed = json.dumps({"rows": rows, "figures": figures})
+    done = SimpleNamespace(returncode=1, stdout=printed, stderr="")
+    monkeypatch.setattr(everything.subprocess, "run", lambda *a, **k: done)
+    found = run(Part("kernels", ["x.py"], 1.0), 20.0)
+    assert found.rows == rows
+    assert found.verdicts == ["a: met (measured: 0.5)", "b: not measured (not measured)"]
+    assert found.fault == "1 rows are red, the first: liger: wrong: 3 > 1"
+
+
+def test_a_rollouts_goals_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"impl": "grouped", "sequences": 64, "times_hf": 6.0, "roofline_frac": None, "device": "card"}
+    done = SimpleNamespace(returncode=0, stdout=json.dumps({"rows": [row]}), stderr="")
+    monkeypatch.setattr(everything.subprocess, "run", lambda *a, **k: done)
+    found = run(Part("rollout", ["-m", "lite_medrl", "bench", "rollout"], 1.0), 20.0)
+    assert found.verdicts == [
+        "64 sequences: 6.00 x hf (goal: 5.00 x hf, reached)",
+        "64 sequences: not measured (goal: 50% of the roofline)",
+    ]

@@ -77,9 +77,18 @@ def test_who_runs_out_of_memory_loses_that_row_alone(
     assert [r["times_hf"] for r in rows[1:]] == [None, 1.0]
     assert len(list(csv.DictReader(out.open()))) == 3
     monkeypatch.setattr(rollout, "rival", lambda name, s: 1 / 0 if name == "hf" else real(name, s))
+    names = [row["impl"] for row in ask(sequences="1", output=out)["rows"]]
+    assert "hf" not in names
+    assert "grouped" in names
+    assert "hf: left out, division by zero" in caplog.text
+    monkeypatch.setattr(rollout, "rival", lambda name, s: 1 / 0 if name == "grouped" else real(name, s))
+    before = len(list(csv.DictReader(out.open())))
     with pytest.raises(ZeroDivisionError):
-        ask(sequences="1", output=out)
-    assert len(list(csv.DictReader(out.open()))) == 4
+        ask(sequences="1", impls="hf,grouped", output=out)
+    assert len(list(csv.DictReader(out.open()))) == before + 1  # the row of hf was there already
+    monkeypatch.setattr(rollout, "rival", real)
+    assert ask(sequences="1", impls="grouped,hf", minutes=1e-9) == {"rows": []}
+    assert "grouped with 1 sequences: left out, the time is up" in caplog.text
 
 
 def test_tiny_takes_two_timed_calls_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,13 +104,16 @@ def test_the_goals_are_judged_on_a_card_alone() -> None:
     row = {"impl": "grouped", "sequences": 64, "tokens_per_s": 600.0, "ttft_s": 0.1, "peak_gib": 1.0}
     other = row | {"impl": "hf", "tokens_per_s": 100.0, "roofline_frac": 0.1}
     card = {"device": "a card"}
-    rows = rollout.with_ratios([row | card | {"roofline_frac": 0.49}, other | card])
-    assert [r["times_hf"] for r in rows] == [6.0, 1.0]
-    text = describe(rows)
+    assert rollout.times_hf(row, [other]) == 6.0
+    assert rollout.times_hf(other, []) == 1.0
+    assert rollout.times_hf(row | {"sequences": 8}, [other]) is None
+    text = describe([row | card | {"roofline_frac": 0.49, "times_hf": 6.0}, other | card])
     assert "64 sequences: 6.00 x hf (goal: 5.00 x hf, reached)" in text
     assert "64 sequences: 49% of the roofline (goal: 50% of the roofline, not reached)" in text
-    on_cpu = describe(rollout.with_ratios([row | {"device": "cpu", "roofline_frac": 0.1}, other]))
+    on_cpu = describe([row | {"device": "cpu", "roofline_frac": 0.1, "times_hf": 6.0}, other])
     assert "64 sequences: 6.00 x hf (goal: 5.00 x hf, a card's)" in on_cpu
+    alone = describe([row | card | {"roofline_frac": 0.6, "times_hf": None}])
+    assert "64 sequences: not measured (goal: 5.00 x hf)" in alone
 
 
 def test_random_weights_are_made_in_the_dtype_they_are_kept_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -384,7 +384,7 @@ def test_figures_are_compared_with_the_rows() -> None:
     assert said[f"{narrow} filtered's time at most 0.45 x trl tiles's"] == ("met", pytest.approx(0.44))
     assert said[f"{narrow}'s MiB beyond u at most 300"] == ("met", pytest.approx(60.0))
     assert said[f"{step}'s time at most 0.333333 x liger fused's"][0] == "met"
-    assert said[f"{step}'s MiB beyond u at most 1 x liger fused's"] == ("missed", pytest.approx(9 / 8))
+    assert said[f"{step}'s peak memory at most 1 x liger fused's"] == ("missed", pytest.approx(9 / 8))
     assert said[f"{loss}'s time at most 0.1 x trl eager's"] == ("met", pytest.approx(0.05))
     assert said[f"{loss}'s launches at most 2"] == ("met", 2.0)
     assert sum(verdict == "not measured" for verdict, _ in said.values()) == len(said) - 9

@@ -193,7 +193,7 @@ def test_a_folder_is_never_mixed(whole: Path, tmp_path: Path, capfd: pytest.Capt
     for words, told in (
         ([*FAST], "holds these answers already"),
         (["--max-new-tokens", "12", "--num-samples", "3", "--resume"], "was begun with another protocol"),
-        ([*FAST, "--limit", "5", "--resume"], "was begun with another questions"),
+        ([*FAST, "--limit", "5", "--resume"], "was begun with another limit: None, now 5"),
         ([*FAST, "--images", "real", "--resume"], "was begun with another images"),
         ([*FAST, "--shard", "1/2", "--resume"], "was begun with another shards"),
     ):
@@ -625,7 +625,7 @@ def test_replaced_pictures_are_other_questions(tmp_path: Path, capfd: pytest.Cap
     (tmp_path / "green.png").write_bytes(png(RED))
     (tmp_path / "grey.png").write_bytes(png(RED))
     assert run(tmp_path / "x", *words, "--resume", source=str(path)) == 2
-    assert "was begun with another questions" in capfd.readouterr().err
+    assert "was begun with other questions, options, answers or pictures" in capfd.readouterr().err
 
 
 def test_letters_are_not_asked_of_open_questions(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -656,6 +656,16 @@ def test_a_prompt_that_is_too_long_is_refused_first(
     assert run(tmp_path / "x", *FAST, source=str(path)) == 2
     assert f"sample {rows[2]['id']}: its prompt has" in capfd.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_lengths_are_checked_with_every_image_that_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(asking, "check_prompt_lengths", lambda model, processor, put, **_: seen.extend(put))
+    samples, loaded = tiny.samples("test"), tiny.loaded()
+    found = exchange(samples)
+    asking.check_lengths(loaded, samples, protocol("lite-v1"), found, ("real", "shuffled"))
+    assert [s.images for s in seen[:2]] == [samples[0].images, found.other[samples[0].images]]
+    assert len(seen) == 2 * len(samples)
 
 
 def test_two_files_of_one_name(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_commands_can_be_read() -> None:
         if words == ["--help"]:
             continue
         verbs.append(parse(words).verb.__name__)
-    assert set(verbs) == {"run", "data", "diagnose", "demo", "bench_step", "evaluate"}
+    assert set(verbs) == {"run", "data", "diagnose", "demo", "bench_step", "bench_all", "evaluate"}
     for flag in ("--resume", "--overwrite"):
         assert f"* `{flag}`" in README
         parse(["run", "examples/quickstart.yaml", flag])

@@ -11,6 +11,7 @@ import pytest
 from fuzz_parser import golden
 
 from lite_medrl.data.answers import PROFILES
+from lite_medrl.tools.eval_page import page
 
 REPO = Path(__file__).parents[1]
 README = " ".join((REPO / "README.md").read_text(encoding="utf-8").split())
@@ -52,6 +53,10 @@ def test_a_thousand_questions_with_three_images_take_under_four_minutes() -> Non
     assert [benchmark["closed"]["reliance"][name]["n"] for name in ("blank", "shuffled")] == [1_000, 1_000]
     assert (found["shards"], found["cpu_cores"], found["model"]["device"]) == (1, 2, "cpu")
     assert 0 < found["answering_s"] < found["total_s"] < 240
+
+
+def test_the_stored_page_is_that_of_the_stored_results() -> None:
+    assert (REPO / "docs" / "results" / "eval.md").read_text(encoding="utf-8") == page(stored("eval.json"))
 
 
 def test_readme_quotes_the_rollouts_and_they_are_twice_as_fast() -> None:

@@ -80,9 +80,11 @@ def evaluate(
         yield rows
 
 
-def check_lengths(loaded: Any, samples: Sequence[Sample], protocol: Protocol) -> None:
-    """DataError for the first question whose prompt, in the protocol's words, fills the model's context."""
-    put = [replace(s, question=protocol.words(s), options=()) for s in samples]
+def check_lengths(
+    loaded: Any, samples: Sequence[Sample], protocol: Protocol, exchange: Exchange, shown: Sequence[Shown]
+) -> None:
+    """DataError for the first question whose prompt, with any image it is asked with, fills the context."""
+    put = [one.put for sample in samples for one in posed(protocol, sample, shown, exchange)]
     check_prompt_lengths(loaded.model, loaded.processor, put, instruction="", system=protocol.system)
 
 

@@ -90,9 +90,11 @@ def refuse_other(folder: Path, setup: Json) -> None:
     now = json.loads(json.dumps(setup))
     for key in now:
         if before.get(key) != now[key]:
+            told = f"another {key}: {before.get(key)!r:.120}, now {now[key]!r:.120}"
+            if key == "questions":
+                told = "other questions, options, answers or pictures"
             raise RecipeError(
-                f"--output_dir: {folder} was begun with another {key}: {before.get(key)!r:.120}, now "
-                f"{now[key]!r:.120}; give another folder, or add --overwrite"
+                f"--output_dir: {folder} was begun with {told}; give another folder, or add --overwrite"
             )
 
 

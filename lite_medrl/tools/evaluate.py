@@ -111,8 +111,8 @@ class Job:
                 f"--protocol {self.protocol.name}: chooses a letter, but no question has options"
             )
         self.loaded, self.model = load_target(self.target)
-        for samples in self.samples:
-            check_lengths(self.loaded, samples, self.protocol)
+        for samples, exchanged in zip(self.samples, self.exchanges, strict=True):
+            check_lengths(self.loaded, samples, self.protocol, exchanged, self.images)
         eval_folder.open_folder(self.folder, self.setup(), self.shard, resume=resume, overwrite=overwrite)
 
     def setup(self) -> Json:
@@ -121,9 +121,9 @@ class Job:
             "model": self.model,
             "protocol": self.protocol.to_json(),
             "benchmarks": [[one.name, *one.splits, one.questions] for one in self.benchmarks],
-            "questions": self.digests,
-            "images": list(self.images),
             "limit": self.request.limit,
+            "images": list(self.images),
+            "questions": self.digests,
             "seed": self.request.seed,
             "shards": self.shard.count,
             "version": version("lite-medrl"),

@@ -7,6 +7,7 @@ small (they are one byte wide and there is no prompt), so that its time is that 
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -106,6 +107,12 @@ def trl_eager(inputs: LossInputs, logp_N: Tensor, entropy_N: Tensor | None) -> T
     return trainer._compute_loss(None, batch)
 
 
+@functools.cache
+def one(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The gradient of a loss in itself, made once: left out, autograd launches a kernel to fill it."""
+    return torch.ones((), device=device, dtype=dtype)
+
+
 def in_direction(loss_of: Loss) -> Callable[[LossInputs, bool], Outputs]:
     """A loss as the benchmark runs it: alone, or with the gradient of the log-probabilities."""
 
@@ -115,7 +122,7 @@ def in_direction(loss_of: Loss) -> Callable[[LossInputs, bool], Outputs]:
             loss = loss_of(inputs, logp_N, inputs.entropy_N)
         if not backward:
             return {"loss": loss.detach()}
-        (grad_N,) = torch.autograd.grad(loss, logp_N)
+        (grad_N,) = torch.autograd.grad(loss, logp_N, one(loss.device, loss.dtype))
         return {"loss": loss.detach(), "grad": grad_N}
 
     return run

@@ -41,7 +41,12 @@ class Figure(NamedTuple):
         """The figure in words."""
         bound = "at least" if self.quantity == SHARE else "at most"
         of = f" x {self.peer}'s" if self.peer else ""
-        what = {TIME: "time", SHARE: SHARE, MEMORY: "MiB beyond u", LAUNCHES: LAUNCHES}[self.quantity]
+        what = {
+            TIME: "time",
+            SHARE: SHARE,
+            MEMORY: "peak memory" if self.peer else "MiB beyond u",
+            LAUNCHES: LAUNCHES,
+        }[self.quantity]
         where = ", ".join(filter(None, (self.direction, self.shape, self.dtype, self.case)))
         return f"{self.op}, {where}: {self.impl}'s {what} {bound} {self.limit:g}{of}"
 

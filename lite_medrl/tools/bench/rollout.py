@@ -42,14 +42,15 @@ GIB = 2**30
 
 
 def run_rollout(args: Any) -> dict[str, list[Row]]:
-    """Measures; returns {"rows": [...]}, and appends them to `args.output` (CSV) if given.
+    """Measures; returns {"rows": [...]}, and appends each to `args.output` (CSV) as it comes, if given.
 
-    What cannot be measured here, for want of a package or of memory, has no row; the log says why.
+    What cannot be measured here, for want of a package, of memory or of time, or because another's generator
+    fails, has no row; the log says why.
 
     Args:
         args: `tiny` (the embedded model, short answers, seconds on a CPU), `model`, `impls` and `sequences`
-            (comma-separated), `prompt_tokens`, `new_tokens`, `repeats`, `output`; those missing take their
-            defaults.
+            (comma-separated), `prompt_tokens`, `new_tokens`, `repeats`, `minutes` (no row is begun later),
+            `output`; those missing take their defaults.
 
     Raises:
         RecipeError: an unknown generator, or a number of sequences that is not one of GRIDS.
@@ -64,34 +65,46 @@ def run_rollout(args: Any) -> dict[str, list[Row]]:
     prompt_tokens = getattr(args, "prompt_tokens", None) or 1000
     subject = make_subject(model, prompts=max(GRIDS[n][0] for n in sequences), prompt_tokens=prompt_tokens)
     bandwidth = copy_bandwidth(next(subject.model.parameters()).device)
+    output, minutes = getattr(args, "output", None), getattr(args, "minutes", None)
+    end = time.monotonic() + 60 * minutes if minutes else None
     rows: list[Row] = []
-    try:
-        for name in names:
-            for row in rows_of(name, subject, sequences, new_tokens, repeats, bandwidth):
-                rows.append(row | where(subject))
-    finally:
-        rows = with_ratios(rows)
-        if rows and (output := getattr(args, "output", None)):
-            append(Path(output), rows)
-    return {"rows": rows}
+    for name in sorted(names, key=lambda name: name != "hf"):  # the others are held against it
+        for row in rows_of(name, subject, sequences, new_tokens, repeats, bandwidth, end):
+            rows.append(row | where(subject) | {"times_hf": times_hf(row, rows)})
+            if output:
+                append(Path(output), rows[-1:])
+    return {"rows": sorted(rows, key=lambda row: names.index(row["impl"]))}
 
 
 def rows_of(
-    name: str, subject: Subject, sequences: list[int], new_tokens: int, repeats: int, bandwidth: float
+    name: str,
+    subject: Subject,
+    sequences: list[int],
+    new_tokens: int,
+    repeats: int,
+    bandwidth: float,
+    end: float | None = None,
 ) -> Iterator[Row]:
-    """A generator's rows, but for those that it cannot be measured for; the log says why."""
+    """A generator's rows, but for those that it cannot be measured for; the log says why.
+
+    Ours may run out of memory, but a failure of its own is raised; another's, whatever it is, is not.
+    """
+    lacks = torch.OutOfMemoryError if name == "grouped" else Exception
     try:
         draw = rival(name, subject)
     except LeftOut as reason:
         log.info("%s: left out, %s", name, reason)
         return
-    except torch.OutOfMemoryError as error:
+    except lacks as error:
         log.warning("%s: left out, %s", name, first_line(error))
         return
     for n in sequences:
+        if end is not None and time.monotonic() > end:
+            log.warning("%s with %d sequences: left out, the time is up", name, n)
+            continue
         try:
             yield measure(name, draw, subject, n, new_tokens, repeats, bandwidth)
-        except torch.OutOfMemoryError as error:
+        except lacks as error:
             log.warning("%s with %d sequences: left out, %s", name, n, first_line(error))
         release()
 
@@ -103,11 +116,12 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def with_ratios(rows: Sequence[Row]) -> list[Row]:
-    """The rows with their tokens a second over those of transformers' generate (None where it has no row)."""
-    theirs = {row["sequences"]: row["tokens_per_s"] for row in rows if row["impl"] == "hf"}
-    ratios = [row["tokens_per_s"] / theirs[n] if (n := row["sequences"]) in theirs else None for row in rows]
-    return [row | {"times_hf": ratio} for row, ratio in zip(rows, ratios, strict=True)]
+def times_hf(row: Row, rows: Sequence[Row]) -> float | None:
+    """A row's tokens a second over those of transformers' generate; None where it has no row yet."""
+    theirs = {other["sequences"]: other["tokens_per_s"] for other in rows if other["impl"] == "hf"}
+    if row["impl"] == "hf":
+        return 1.0
+    return row["tokens_per_s"] / theirs[n] if (n := row["sequences"]) in theirs else None
 
 
 def chosen(text: Any, known: tuple[Any, ...], kind: Callable[[str], Any]) -> list[Any]:
@@ -246,10 +260,11 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     told = []
     for row in mine:
         for name, text in (("times_hf", "{:.2f} x hf"), ("roofline_frac", "{:.0%} of the roofline")):
+            goal = text.format(GOALS[name])
             if (found := row.get(name)) is None:
+                told.append(f"{max(GRIDS)} sequences: not measured (goal: {goal})")
                 continue
             reached = "reached" if found >= GOALS[name] else "not reached"
             judged = "a card's" if row.get("device", "cpu") == "cpu" else reached
-            goal = text.format(GOALS[name])
             told.append(f"{max(GRIDS)} sequences: {text.format(found)} (goal: {goal}, {judged})")
     return told
