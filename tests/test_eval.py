@@ -668,6 +668,19 @@ def test_lengths_are_checked_with_every_image_that_is_shown(monkeypatch: pytest.
     assert len(seen) == 2 * len(samples)
 
 
+def test_a_finished_evaluation_stays_as_it_is(whole: Path, tmp_path: Path) -> None:
+    where = tmp_path / "copy"
+    shutil.copytree(whole, where)
+    before = [(where / name).read_bytes() for name in ("results.json", "results.md", "answers.jsonl")]
+    assert run(where, *FAST, "--resume") == 0
+    assert [(where / name).read_bytes() for name in ("results.json", "results.md", "answers.jsonl")] == before
+
+
+def test_a_run_that_is_not_there_is_no_hub_id(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "x", *FAST, model=str(tmp_path / "mine")) == 2
+    assert f"there is no folder {tmp_path / 'mine'}" in capfd.readouterr().err
+
+
 def test_two_files_of_one_name(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()

@@ -83,7 +83,7 @@ def told(one: Json) -> Iterator[str]:
             f"accuracy {interval(closed['accuracy'], closed['ci95'])}, {number(closed)}, chance "
             f"{closed['chance']:.3f}, not readable {closed['parse_failure_frac']:.1%}{few(closed['counted'])}"
         )
-        yield from reliance_lines(closed)
+        yield from reliance_lines(closed, "image")
     if drawn := one.get("sampled"):
         k = str(drawn["num_samples"])
         yield (
@@ -98,21 +98,21 @@ def told(one: Json) -> Iterator[str]:
             f"open questions, n = {free['n']}: {scores}, not readable {free['parse_failure_frac']:.1%}"
             f"{few(free['n'])}"
         )
-        yield from reliance_lines(free)
+        yield from reliance_lines(free, "image, open questions")
     yield from (f"note: {text}" for text in one["surprises"])
 
 
-def reliance_lines(figures: Json) -> Iterator[str]:
+def reliance_lines(figures: Json, name: str) -> Iterator[str]:
     """What changes without the image, in one line; none where no other image was shown."""
     if not (relied := figures["reliance"]):
         return
     parts = [
-        f"{interval(row['accuracy'], row['ci95'])} with {SHOWN[name]}"
-        for name in SHOWN
-        if (row := relied.get(name))
+        f"{interval(row['accuracy'], row['ci95'])} with {SHOWN[other]}"
+        for other in SHOWN
+        if (row := relied.get(other))
     ]
     unchanged = [1 - end for end in reversed(relied["image_sensitivity_ci95"])]
-    yield f"image: {', '.join(parts)}; {interval(relied['unchanged_frac'], unchanged)} of answers unchanged"
+    yield f"{name}: {', '.join(parts)}; {interval(relied['unchanged_frac'], unchanged)} of answers unchanged"
 
 
 def headline(results: Json) -> str:

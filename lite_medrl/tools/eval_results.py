@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from lite_medrl.tools.eval_folder import Json, Key, gathered, key_of, whole_questions
+from lite_medrl.tools.eval_side import finished_results
 from lite_medrl.tools.progress import Bar, say
 from lite_medrl.tools.run_folder import write_text
 from lite_medrl.tools.target import load_target
@@ -41,6 +42,9 @@ def finish(job: Job, start: float) -> Json:
     if missing := len(expected) - len(whole_questions(rows, expected)):
         shard = {"shard": job.shard.number, "missing": missing, "of": len(expected)}
         return {"output_dir": str(job.folder), **shard}
+    if not (job.answered or job.judge) and (job.folder / "results.json").is_file():
+        say(f"{job.folder} is finished already: its results stay as they are")
+        return finished_results(job.folder)
     results = results_of(job, rows, start)
     skipped = [
         json.dumps({"benchmark": one.name, "fault": str(fault)}) + "\n"

@@ -59,6 +59,8 @@ def target(
         if adapter is not None:
             raise RecipeError(f"--adapter: {folder} is a run; choose its adapter by --stage")
         return of_run(folder, stage, overrides)
+    if not folder.exists() and len(folder.parts) > 1 and folder.parent.is_dir():
+        raise RecipeError(f"MODEL: there is no folder {folder} in {folder.parent}; give a run, or a hub id")
     if stage is not None:
         raise RecipeError(f"--stage: {model} is not the folder of a run; give a run, or --adapter DIR")
     name = yaml.safe_dump(model, default_style='"').strip()
