@@ -32,7 +32,8 @@ def test_every_part_is_a_command_that_exists(tmp_path: Path) -> None:
 
     for tiny in (True, False):
         for part in parts(tmp_path, tmp_path, tiny=tiny):
-            parse(part.words[2:])  # without "-m lite_medrl"; argparse would exit
+            args = parse([*part.words[2:], "--minutes", "1.5", "--json"])  # without "-m lite_medrl"
+            assert (args.minutes, args.json, args.tiny) == (1.5, True, tiny)
 
 
 def test_rows_are_kept_failures_named_and_time_shared(

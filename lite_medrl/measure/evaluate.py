@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lite_medrl.data.answers import PUBLISHED, judge, parse
+from lite_medrl.data.answers import PUBLISHED, has_format, judge, parse
 from lite_medrl.data.reading.verdict import AnswerType, Verdict
 from lite_medrl.measure.protocols import Protocol
 from lite_medrl.measure.shown import Exchange, Shown
@@ -187,7 +187,7 @@ def whole_row(one: Posed, text: str, protocol: Protocol, part: str) -> Row:
     row = short_row(sample, 0, text, protocol, one.shown)
     return row | {
         "closed": is_closed(sample, protocol),
-        "has_format": parse(text, options=options).has_format,
+        "has_format": has_format(text),
         "lite_v1": judge(text, sample.answer, options=options).correct,
         "parts": dict(verdict_of(sample, text, protocol).parts),
         "part": part,

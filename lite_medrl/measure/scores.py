@@ -18,6 +18,7 @@ from lite_medrl.measure.statistics import bootstrap_ci, wilson_ci
 Row = Mapping[str, Any]
 Json = dict[str, Any]
 PARTS = ("kind", "modality", "answer_type")
+OPEN = {"exact_match": "exact match", "f1": "token F1", "recall": "token recall"}  # scores of open answers
 
 
 def scores(rows: Sequence[Row], *, bootstrap_samples: int = 2000, seed: int = 0) -> Json:

@@ -20,6 +20,7 @@ from lite_medrl.measure.votes import maj_at_k, mean_at_k
 
 Row = Mapping[str, Any]
 Json = dict[str, Any]
+SAMPLED = ("mean_at_k", "maj_at_k", "pass_at_k", "chance_pass_at_k")  # told where two models are compared
 
 
 def summary(rows: Sequence[Row], *, seed: int = 0) -> Json:

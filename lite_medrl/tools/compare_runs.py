@@ -15,8 +15,9 @@ from typing import Any
 
 from lite_medrl.measure.pool import read_results
 from lite_medrl.measure.reliance import counts
-from lite_medrl.measure.scores import PARTS, label, scores, token_scores
+from lite_medrl.measure.scores import OPEN, PARTS, label, scores, token_scores
 from lite_medrl.measure.statistics import mcnemar, paired_bootstrap, too_few
+from lite_medrl.measure.summary import SAMPLED
 from lite_medrl.tools.eval_side import evaluation_side, is_evaluation
 from lite_medrl.tools.report.run import read_lines
 from lite_medrl.tools.report.words import ALPHA
@@ -28,8 +29,6 @@ ROW: dict[str, type | tuple[type, ...]] = {
     "id": str, "question": str, "options": list, "answer": str, "kind": str, "modality": str,
     "greedy": str, "failure": (str, type(None)), "correct": bool,
 }  # fmt: skip
-NAMES = {"exact_match": "exact match", "f1": "token F1", "recall": "token recall"}
-SAMPLED = ("mean_at_k", "maj_at_k", "pass_at_k", "chance_pass_at_k")
 
 
 def compare_runs(first: Path, second: Path, *, split: str = "test", stage: str | None = None) -> Json:
@@ -88,7 +87,7 @@ def describe(found: Json) -> str:
                 f"p = {row['mcnemar']['p']:.2g}"
             )
     if free := found.get("open"):
-        told = ", ".join(f"{NAMES[key]} {_difference(free[key])}" for key in NAMES)
+        told = ", ".join(f"{OPEN[key]} {_difference(free[key])}" for key in OPEN)
         lines.append(f"open questions (n = {free['n']}), B - A: {told}")
     return "\n".join([*lines, found["verdict"]])
 
@@ -209,7 +208,7 @@ def _open(pairs: Sequence[tuple[Json, Json]]) -> Json:
     """Second minus first in the scores of open answers, paired, with intervals."""
     scored = [[token_scores(row["greedy"], row["answer"]) for row in pair] for pair in pairs]
     found: Json = {"n": len(pairs)}
-    for name in NAMES:
+    for name in OPEN:
         both = ([scores[place][name] for scores in scored] for place in (0, 1))
         tested = paired_bootstrap(*both)
         found[name] = {"difference": tested.difference, "difference_ci95": list(tested.ci95)}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lite_medrl.tools.run_folder import append_lines, write_text
+from lite_medrl.tools.run_folder import write_text
 from lite_medrl.types import RecipeError
 
 Json = dict[str, Any]
@@ -139,11 +139,6 @@ def finished(path: Path, rows_of: Mapping[Key, int]) -> set[Key]:
             keep = end
     os.truncate(path, keep)
     return done
-
-
-def append(path: Path, rows: Sequence[Json]) -> None:
-    """Adds the rows of finished questions."""
-    append_lines(path, rows)
 
 
 def gathered(folder: Path, files: Iterable[str]) -> list[Json]:

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lite_medrl.measure.published import COLUMN_OF, COLUMNS, NUMBERS, PUBLISHED, TITLES, Published
-from lite_medrl.measure.scores import PARTS
+from lite_medrl.measure.scores import OPEN, PARTS
 from lite_medrl.measure.statistics import too_few
 
 Json = dict[str, Any]
 SHOWN = {"blank": "a grey image", "shuffled": "another image"}
-OPEN = {"exact_match": "exact match", "f1": "token F1", "recall": "token recall"}
 
 
 def page(results: Json) -> str:

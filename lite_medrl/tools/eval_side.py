@@ -11,7 +11,7 @@ from typing import Any
 
 from lite_medrl.measure.reliance import counts
 from lite_medrl.measure.scores import scores
-from lite_medrl.measure.summary import completion, sampled_figures
+from lite_medrl.measure.summary import SAMPLED, completion, sampled_figures
 from lite_medrl.tools.eval_folder import SETUP, Shard, gathered
 from lite_medrl.types import RecipeError
 
@@ -36,7 +36,6 @@ def evaluation_side(folder: Path) -> Json:
         raise RecipeError(f"{folder}: its answers are missing or damaged; evaluate again with --overwrite")
     closed = by_question([row for row in real if row["closed"]])
     free = by_question([row for row in real if not row["closed"]])
-    keys = ("mean_at_k", "maj_at_k", "pass_at_k", "chance_pass_at_k")
     asked = [row for row in real if row["options"]]
     drawn = sampled_figures(asked, rows) if len(results["benchmarks"]) == 1 else None
     return {
@@ -46,7 +45,7 @@ def evaluation_side(folder: Path) -> Json:
         "split": " + ".join("/".join([one["name"], *one["splits"]]) for one in results["benchmarks"]),
         "skipped": sum(left["skipped"] for left in results["left_out"].values()),
         "scores": scores([row for row in (closed or free).values() if counts(row)]),
-        **({key: drawn[key] for key in keys} if drawn else {}),
+        **({key: drawn[key] for key in SAMPLED} if drawn else {}),
         "rows": closed or free,
         "open_rows": free if closed else {},
     }

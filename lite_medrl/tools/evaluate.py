@@ -18,6 +18,7 @@ from typing import Any
 from lite_medrl.tools import eval_folder
 from lite_medrl.tools.eval_folder import Json, Key, Shard
 from lite_medrl.tools.progress import Bar
+from lite_medrl.tools.run_folder import append_lines
 from lite_medrl.tools.target import Target, load_target, target
 from lite_medrl.types import RecipeError, Sample
 
@@ -175,7 +176,7 @@ class Job:
             **drawing(recipe.rollout),
         )
         for rows in evaluate(answerer, left, self.exchanges[place], shown=self.images, part=one.part):
-            eval_folder.append(path, [{"benchmark": one.name, **row} for row in rows])
+            append_lines(path, [{"benchmark": one.name, **row} for row in rows])
             count = len({row["id"] for row in rows})
             self.answered += count
             bar.advance(count)

@@ -17,12 +17,11 @@ import yaml
 
 from lite_medrl.recipe import load_recipe
 from lite_medrl.sections import Recipe
+from lite_medrl.tools.compare import TRAINED, refuse_incomplete, with_adapters
 from lite_medrl.tools.run_folder import base_of
 from lite_medrl.types import ModelError, RecipeError
 
 log = logging.getLogger(__name__)
-
-STAGES = ("base", "sft", "grpo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ def target(
 
 def of_run(folder: Path, stage: str | None, overrides: Sequence[str]) -> Target:
     """A stage of a run, with the run's own model and wording."""
-    have = ["base", *(name for name in STAGES[1:] if (folder / "adapters" / name).is_dir())]
+    have = ["base", *(name for name in TRAINED if (folder / "adapters" / name).is_dir())]
     stage = stage or have[-1]
     if stage not in have:
         raise RecipeError(f"--stage: {folder} has no stage {stage!r}; it has {', '.join(have)}")
@@ -84,7 +83,6 @@ def load_target(wanted: Target) -> tuple[Any, dict[str, Any]]:
     Raises ModelError where it cannot be loaded, or an adapter belongs to another base.
     """
     from lite_medrl.model.load import fingerprint, load_for
-    from lite_medrl.tools.compare import refuse_incomplete, with_adapters
 
     if wanted.adapter:
         refuse_incomplete(wanted.adapter)
